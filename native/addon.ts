@@ -1,0 +1,207 @@
+// The typed contract of the C++ addon kvm_node, and the only place that loads it. What is threaded, blocking, per page or carries fds
+// is in there; policy is not. Every pointer, length and fd is checked in C++ at the door; failed syscalls throw/reject with SysError.
+// Host addresses never become JS values: structs that the kernel wants pointers in are patched in C++ for the length of the call.
+import { createRequire } from 'node:module';
+
+/** 8 bytes at `at` of an ioctl argument become the host address of what is named, for the length of the call (then zero again). */
+export type Patch =
+  | { readonly at: number; readonly ram: GuestRam; readonly offset: number; readonly length: number }
+  | { readonly at: number; readonly mapping: HostMapping; readonly offset: number; readonly length: number }
+  /** `firstPage` must be a multiple of 64; `pages` bits are reachable. */
+  | { readonly at: number; readonly bitmap: PageBitmap; readonly firstPage: number; readonly pages: number }
+  | { readonly at: number; readonly bytes: Uint8Array };
+
+/** One memfd that holds all guest RAM, mapped once. Sizes and offsets in bytes. */
+export interface GuestRam {
+  readonly fd: number;
+  readonly size: number;
+  /** 1 GiB windows (Node 20 refuses an ArrayBuffer over 4 GiB); the last may be shorter. The same object each time. */
+  window(index: number): ArrayBuffer;
+  copyOut(offset: number, into: Uint8Array): void;
+  copyIn(offset: number, from: Uint8Array): void;
+  /** MADV_POPULATE_WRITE of the range on a native thread. */
+  populate(offset: number, length: number): Promise<void>;
+  /** SHA-256 would be JS's business: this is a 64-bit content hash of the range made on a native thread, for tests and bench. */
+  hash(offset: number, length: number): Promise<bigint>;
+  /** Resident set of this memfd in bytes (what Pss accounting must subtract). */
+  resident(): number;
+  /** Unmaps and detaches the windows. */
+  close(): void;
+}
+export interface MemorySlice {
+  readonly ram: GuestRam;
+  readonly offset: number;
+  readonly size: number;
+}
+
+/** mmap of a device fd (a BAR, a dirty ring). */
+export interface HostMapping {
+  readonly size: number;
+  /** A view for tests and trapped access; detached by unmap(). */
+  readonly view: ArrayBuffer;
+  unmap(): void;
+}
+
+/** One bit a 4 KiB page of guest RAM, by RAM offset, in native memory. */
+export interface PageBitmap {
+  readonly pages: number;
+  /** Population count. */
+  readonly count: number;
+  set(firstPage: number, pages: number): void;
+  clear(firstPage: number, pages: number): void;
+  test(page: number): boolean;
+  fill(): void;
+  zero(): void;
+  or(other: PageBitmap): void;
+  copyFrom(other: PageBitmap): void;
+  /** ORs bits that describe granules of `granule` bytes starting at RAM offset `start`; granule is a power of two >= 512. */
+  orBytes(start: number, bits: Uint8Array, granule: number): void;
+  /** Runs of set bits as [firstPage, pages] pairs, at most `limit` runs, from `fromPage`. For tests and cold paths. */
+  runs(fromPage: number, limit: number): Float64Array;
+  close(): void;
+}
+
+/** Fixed by the size of Uint8Array views over kvm_run. See linux/kvm.h, struct kvm_run. */
+export interface Vcpu {
+  readonly fd: number;
+  readonly index: number;
+  readonly threadId: number;
+  /** The mmapped kvm_run: read and written by exits.ts through one DataView. */
+  readonly run: ArrayBuffer;
+}
+
+export interface VcpuLoopHandlers {
+  /** A vCPU waits for an answer; its kvm_run holds the exit. true: answered, re-enter KVM_RUN. false: leave it parked in this exit
+   *  (resume(index) re-enters). Posted writes of all vCPUs have been replayed before this is called. */
+  exit(index: number): boolean;
+  /** A posted write, in order. `range` is the number addFast gave. */
+  posted(range: number, offset: number, width: number, value: number): void;
+  /** KVM_RUN itself failed (errno other than EINTR/EAGAIN). The vCPU is parked. */
+  failed(index: number, errno: number): void;
+}
+
+/** The vCPU threads of one machine, their exit mailbox and the fast path. One per machine. */
+export interface VcpuLoop {
+  /** KVM_CREATE_VCPU + mmap of kvm_run + a native thread, parked. Throws SysError. */
+  addVcpu(vmFd: number, index: number, runSize: number): Vcpu;
+  /** Lets all vCPUs run. */
+  start(): void;
+  /** Kicks all; resolves when each thread is parked and has finished its outstanding PIO/MMIO (one KVM_RUN with immediate_exit after
+   *  the answer; KVM api.rst, KVM_EXIT_IO). exit() goes on being called for those still waiting meanwhile. The ring is drained. */
+  pause(): Promise<void>;
+  /** Re-enters one vCPU that exit() left parked. */
+  resume(index: number): void;
+  /** Fast window over [base, base+size). reads/posts are offsets; shadow may be shared with JS (its memory is read by the thread). */
+  addFast(
+    space: 'pio' | 'mmio',
+    base: number,
+    size: number,
+    window: { shadow: Uint8Array | null; reads: readonly number[]; posts: readonly number[] },
+  ): number;
+  removeFast(range: number): void;
+  /** Replays what is in the ring now. */
+  drainPosted(): void;
+  readonly stats: { readonly exits: number; readonly fastReads: number; readonly posted: number };
+  /** Stops and joins all threads, closes the vCPU fds. */
+  close(): Promise<void>;
+}
+
+/** What one pass of RAM sending did. */
+export interface SentPages {
+  readonly pages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+}
+
+/**
+ * One connected stream socket or pipe. A tx thread and an rx thread; operations queue and run in call order per direction.
+ * CRC32C runs over every byte that is not page contents, per direction. After abort() everything pending rejects with SysError ECANCELED.
+ */
+export interface Channel {
+  readonly fd: number;
+  write(bytes: Uint8Array): Promise<void>;
+  /** Exactly n bytes (n <= 16 MiB), or rejects with StreamError('… ended …'). */
+  read(n: number): Promise<Uint8Array>;
+  /** RAM records of QEMU's stream for the set pages of `bitmap` (clearing each bit before its page is read), u64 offset|flags and page
+   *  contents; zero pages as ZERO records. Continues from page `from`; stops after `maxPages` set pages. No EOS. */
+  sendPages(
+    ram: GuestRam,
+    bitmap: PageBitmap,
+    block: string,
+    options: { from: number; maxPages: number; bytesPerSecond: number },
+  ): Promise<SentPages & { readonly next: number }>;
+  /** Parses RAM records into `ram` up to and including EOS. Rejects with StreamError on an unknown block, flag or offset outside.
+   *  `first`: a record header that was already read (its 8 bytes as bigint), or null. */
+  receivePages(ram: GuestRam, block: string, first: bigint | null): Promise<SentPages>;
+  /** data fd -> channel: per read() of at most 1 MiB one record: `tag` u64 BE, length u64 BE, bytes. */
+  pumpFrom(fd: number, budget: number, tag: bigint): Promise<{ bytes: number; end: 'more' | 'drained' | 'end' }>;
+  /** channel -> data fd, `length` bytes. Rejects with SysError('write(data fd)') when the driver refuses; the channel's bytes are consumed. */
+  pumpTo(fd: number, length: number): Promise<void>;
+  readonly txCrc: number;
+  readonly rxCrc: number;
+  readonly txBytes: number;
+  readonly rxBytes: number;
+  /** Half-close: no more writes (FIN). */
+  end(): Promise<void>;
+  /** Unblocks and rejects everything pending, closes the socket. Idempotent. */
+  abort(): void;
+}
+
+export interface SocketAddress {
+  readonly family: 'inet' | 'inet6' | 'unix';
+  readonly host: string;
+  readonly port: number;
+  readonly path: string;
+}
+
+export interface KvmNode {
+  /** ioctl(2) with a number or a struct. Returns its result; throws SysError(name ?? 'ioctl'). The struct is copied back into `arg`. */
+  ioctl(name: string, fd: number, request: number, arg: number | Uint8Array, patches?: readonly Patch[]): number;
+  /** The same on a thread of its own, for what may block (VFIO state changes, reset, DMA map, DMA-log START/REPORT). */
+  ioctlAsync(
+    name: string,
+    fd: number,
+    request: number,
+    arg: number | Uint8Array,
+    patches?: readonly Patch[],
+  ): Promise<number>;
+  createRam(size: number, options: { hugePages: boolean; populate: boolean }): GuestRam;
+  mapFd(fd: number, offset: number, size: number, writable: boolean): HostMapping;
+  createBitmap(pages: number): PageBitmap;
+  createVcpuLoop(handlers: VcpuLoopHandlers, options: { hotWindowUs: number }): VcpuLoop;
+  /** eventfd2(EFD_CLOEXEC | EFD_NONBLOCK). */
+  eventFd(): number;
+  /** Adds 1. */
+  eventSignal(fd: number): void;
+  /** Reads and clears; 0n when nothing was there. */
+  eventTake(fd: number): bigint;
+  closeFd(fd: number): void;
+  dupFd(fd: number): number;
+  /** uv_poll for readability: the callback reads an eventfd's counter first. */
+  watchEvent(fd: number, callback: (count: bigint) => void): { close(): void };
+  /** uv_poll for readability of any fd; the callback reads it itself. */
+  watchFd(fd: number, callback: () => void): { close(): void };
+  connect(address: SocketAddress, timeoutMs: number): Promise<number>;
+  listen(address: SocketAddress): number;
+  /** The bound address, with the port that was chosen. */
+  localAddress(fd: number): SocketAddress;
+  accept(listenFd: number): Promise<number>;
+  channel(fd: number): Channel;
+  /** sendmsg/recvmsg with SCM_RIGHTS on a UNIX socket fd. */
+  sendFds(socket: number, bytes: Uint8Array, fds: readonly number[]): void;
+  recvFds(socket: number, into: Uint8Array, maxFds: number): { bytes: number; fds: number[] };
+  pread(fd: number, offset: bigint | number, into: Uint8Array): number;
+  pwrite(fd: number, offset: bigint | number, from: Uint8Array): number;
+  cpuCount(): number;
+}
+
+let loaded: KvmNode | null = null;
+
+/** Loads build/Release/kvm_node.node (FERRY_ADDON names another build, which is how the sanitizer builds are tested). */
+export function kvmNode(): KvmNode {
+  if (loaded === null) {
+    const require = createRequire(import.meta.url ?? __filename);
+    loaded = require(process.env['FERRY_ADDON'] ?? '../build/Release/kvm_node.node') as KvmNode;
+  }
+  return loaded;
+}
