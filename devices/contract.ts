@@ -145,6 +145,8 @@ export interface DirtySource {
    *  Rejection: the tracker takes all RAM as dirty. Returns the pages this source alone reported. */
   collect(into: PageBitmap): Promise<number>;
   stop(): Promise<void>;
+  /** What takes its place when this one is switched off for a migration (a device's DMA log: the container's); null: all of RAM. */
+  readonly fallback: DirtySource | null;
 }
 export type DirtySourceKind = 'kvm' | 'vmm' | 'deviceLog' | 'container' | 'allOfRam';
 

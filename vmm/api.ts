@@ -90,10 +90,18 @@ export interface CpuidEntry {
 /** vCPUs, irqchip, PIT, clock in the order of core-state.ts. Plain data; clock saved last. */
 export type CoreState = Readonly<Record<string, unknown>>;
 
+/** How one migration wants the dirty sources used. */
+export interface DirtyOptions {
+  /** false: a source named 'deviceLog' is not started; its fallback is. */
+  readonly deviceLog: boolean;
+  /** Negative controls of the tests: what this source reports is counted, but not ORed in: always, or in the last round only. */
+  readonly drop: 'deviceLog' | 'kvmLastRound' | null;
+}
+
 /** Merges every dirty source into one bitmap a round. */
 export interface DirtyTracker {
   /** Starts all sources. Everything counts as dirty in the first round. */
-  start(): Promise<void>;
+  start(options: DirtyOptions): Promise<void>;
   /** Collects every source (the coarse ones only when `last`) and swaps: the result holds the pages to send in this round.
    *  A source that fails makes all RAM dirty and is named in `failed`. */
   collect(last: boolean): Promise<DirtyRound>;
