@@ -2,6 +2,7 @@
 // is in there; policy is not. Every pointer, length and fd is checked in C++ at the door; failed syscalls throw/reject with SysError.
 // Host addresses never become JS values: structs that the kernel wants pointers in are patched in C++ for the length of the call.
 import { createRequire } from 'node:module';
+import { StreamError, SysError } from './errno.ts';
 
 /** 8 bytes at `at` of an ioctl argument become the host address of what is named, for the length of the call (then zero again). */
 export type Patch =
@@ -201,7 +202,11 @@ let loaded: KvmNode | null = null;
 export function kvmNode(): KvmNode {
   if (loaded === null) {
     const require = createRequire(import.meta.url ?? __filename);
-    loaded = require(process.env['FERRY_ADDON'] ?? '../build/Release/kvm_node.node') as KvmNode;
+    const addon = require(process.env['FERRY_ADDON'] ?? '../build/Release/kvm_node.node') as KvmNode & {
+      adoptErrors(sysError: typeof SysError, streamError: typeof StreamError): void;
+    };
+    addon.adoptErrors(SysError, StreamError);
+    loaded = addon;
   }
   return loaded;
 }

@@ -1,0 +1,86 @@
+// ioctl at the door: what is refused before the kernel sees it, what comes back, and that host addresses stay out of JS.
+// FIONREAD on a pipe-like fd and FS_IOC_GETFLAGS need no device; the fiemap ioctl of a memfd is refused by the kernel with its errno.
+import { closeSync, openSync } from 'node:fs';
+import { afterAll, describe, expect, it } from 'vitest';
+import { kvmNode } from '../../../native/addon.ts';
+import { SysError } from '../../../native/errno.ts';
+
+const kvm = kvmNode();
+const ram = kvm.createRam(2 ** 20, { hugePages: false, populate: false });
+const ptmx = openSync('/dev/ptmx', 'r+');
+afterAll(() => {
+  ram.close();
+  closeSync(ptmx);
+});
+
+// asm-generic/ioctls.h
+const TIOCGPTN = 0x80045430;
+const FIONREAD = 0x541b;
+// linux/kvm.h
+const KVM_GET_SUPPORTED_CPUID = 0xc008ae05;
+// linux/vfio.h, VFIO_DEVICE_GET_INFO
+const VFIO_DEVICE_GET_INFO = 0x3b6b;
+
+describe('ioctl', () => {
+  it('copies the struct back', () => {
+    const arg = new Uint8Array(4).fill(0xff);
+    expect(kvm.ioctl('TIOCGPTN', ptmx, TIOCGPTN, arg)).toBe(0);
+    expect(new DataView(arg.buffer).getUint32(0, true)).toBeLessThan(0xffffffff);
+  });
+
+  it('throws SysError with the given name and the errno', () => {
+    const attempt = () => kvm.ioctl('KVM_GET_API_VERSION', ram.fd, 0xae00, 0);
+    expect(attempt).toThrow(SysError);
+    expect(attempt).toThrow('KVM_GET_API_VERSION: ENOTTY');
+    expect(() => kvm.ioctl('X', 99999, 0xae00, 0)).toThrow('X: EBADF');
+  });
+
+  it('the async form rejects with the same error and resolves with the same result', async () => {
+    await expect(kvm.ioctlAsync('Y', 99999, 0xae00, 0)).rejects.toThrow(SysError);
+    const arg = new Uint8Array(4).fill(0xff);
+    expect(await kvm.ioctlAsync('TIOCGPTN', ptmx, TIOCGPTN, arg)).toBe(0);
+    expect(arg[3]).toBe(0);
+  });
+
+  it('refuses a struct shorter than the kernel would write', () => {
+    expect(() => kvm.ioctl('TIOCGPTN', ptmx, TIOCGPTN, new Uint8Array(3))).toThrow(RangeError);
+    // Counted: 2 entries need 8 + 80 bytes.
+    expect(() => kvm.ioctl('c', ram.fd, KVM_GET_SUPPORTED_CPUID, Uint8Array.of(2, ...new Array(86).fill(0)))).toThrow(
+      RangeError,
+    );
+    // argsz beyond the array.
+    expect(() => kvm.ioctl('v', ram.fd, VFIO_DEVICE_GET_INFO, Uint8Array.of(21, ...new Array(19).fill(0)))).toThrow(
+      RangeError,
+    );
+    expect(() => kvm.ioctl('v', ram.fd, VFIO_DEVICE_GET_INFO, Uint8Array.of(20, ...new Array(19).fill(0)))).toThrow(
+      'v: ENOTTY',
+    );
+  });
+
+  it('refuses a number where the request wants a struct: that would be a host address from JS', () => {
+    expect(() => kvm.ioctl('TIOCGPTN', ptmx, TIOCGPTN, 4096)).toThrow(TypeError);
+  });
+
+  it('refuses patches outside the argument, outside what they name, or that name nothing', () => {
+    const arg = new Uint8Array(16);
+    const attempt = (patch: object, argument: Uint8Array | number = arg) =>
+      kvm.ioctl('p', ram.fd, FIONREAD, argument, [patch as never]);
+    expect(() => attempt({ at: 9, ram, offset: 0, length: 1 })).toThrow(RangeError);
+    expect(() => attempt({ at: 0, ram, offset: 0, length: 1 }, 0)).toThrow(RangeError);
+    expect(() => attempt({ at: 0, ram, offset: 2 ** 20, length: 1 })).toThrow(RangeError);
+    expect(() => attempt({ at: 0, ram: {}, offset: 0, length: 1 })).toThrow(TypeError);
+    expect(() => attempt({ at: 0 })).toThrow(TypeError);
+    expect(() => attempt({ ram, offset: 0, length: 1 })).toThrow(TypeError);
+    const bitmap = kvm.createBitmap(128);
+    expect(() => attempt({ at: 0, bitmap, firstPage: 1, pages: 1 })).toThrow(RangeError);
+    expect(() => attempt({ at: 0, bitmap, firstPage: 64, pages: 65 })).toThrow(RangeError);
+    bitmap.close();
+    expect(() => attempt({ at: 0, bitmap, firstPage: 0, pages: 1 })).toThrow('closed');
+  });
+
+  it('zeroes the patched pointer in what JS gets back, also after a failure', () => {
+    const arg = new Uint8Array(16).fill(0xff);
+    expect(() => kvm.ioctl('q', 99999, FIONREAD, arg, [{ at: 4, ram, offset: 4096, length: 1 }])).toThrow('q: EBADF');
+    expect([...arg]).toEqual([255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+  });
+});
