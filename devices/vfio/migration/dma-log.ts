@@ -1,0 +1,147 @@
+// The device's own log of its DMA writes: VFIO_DEVICE_FEATURE_DMA_LOGGING_*, as a port and as the dirty source 'deviceLog' over it.
+// Started and collected by the machine's dirty tracker; stopped by it only after the final report. On native threads.
+// linux/vfio.h, struct vfio_device_feature_dma_logging_control / _range / _report
+import {
+  VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
+  VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+  VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP,
+  vfio_device_feature_dma_logging_control,
+  vfio_device_feature_dma_logging_range,
+  vfio_device_feature_dma_logging_report,
+} from '../../../native/abi/vfio.ts';
+import type { DirtySource, GpaRange, PageBitmap, RamRange } from '../../contract.ts';
+import { within } from '../deadline.ts';
+import type { KernelDoor } from '../kernel-door.ts';
+import type { DmaLogPort } from '../transport.ts';
+import { callFeature, FEATURE_DATA, type FeatureDoor, featureArg, probeFeature } from './feature-arg.ts';
+
+const PAGE = 4096;
+const HIGH = 2 ** 32;
+const LOG_MS = 30_000;
+
+/** null: the device logs nothing. */
+export function openDmaLog(door: KernelDoor, fd: number, name: string): DmaLogPort | null {
+  const on = { door, fd };
+  return probeFeature(on, VFIO_DEVICE_FEATURE_DMA_LOGGING_START, 'set') ? new KernelDmaLog(on, name) : null;
+}
+
+class KernelDmaLog implements DmaLogPort {
+  readonly #on: FeatureDoor;
+  readonly #name: string;
+
+  constructor(on: FeatureDoor, name: string) {
+    this.#on = on;
+    this.#name = name;
+  }
+
+  async start(ranges: readonly GpaRange[], pageSize: number): Promise<number> {
+    const control = vfio_device_feature_dma_logging_control;
+    const list = new Uint8Array(ranges.length * vfio_device_feature_dma_logging_range.size);
+    const listView = new DataView(list.buffer);
+    ranges.forEach((range, i) => {
+      const at = i * vfio_device_feature_dma_logging_range.size;
+      listView.setBigUint64(at + vfio_device_feature_dma_logging_range.iova, BigInt(range.start), true);
+      listView.setBigUint64(at + vfio_device_feature_dma_logging_range.length, BigInt(range.length), true);
+    });
+    const arg = featureArg(VFIO_DEVICE_FEATURE_DMA_LOGGING_START, 'set', control.size);
+    arg.view.setBigUint64(FEATURE_DATA + control.page_size, BigInt(pageSize), true);
+    arg.view.setUint32(FEATURE_DATA + control.num_ranges, ranges.length, true);
+    const patch = { at: FEATURE_DATA + control.ranges, bytes: list };
+    await within(callFeature(this.#on, 'DMA_LOGGING_START', arg, [patch]), {
+      ms: LOG_MS,
+      what: `${this.#name}: starting its DMA log`,
+    });
+    return Number(arg.view.getBigUint64(FEATURE_DATA + control.page_size, true));
+  }
+
+  async report(range: RamRange, into: PageBitmap): Promise<void> {
+    const report = vfio_device_feature_dma_logging_report;
+    const arg = featureArg(VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, 'get', report.size);
+    arg.view.setBigUint64(FEATURE_DATA + report.iova, BigInt(range.gpa), true);
+    arg.view.setBigUint64(FEATURE_DATA + report.length, BigInt(range.size), true);
+    // Any power of two may be asked for, whatever the driver tracks by.
+    arg.view.setBigUint64(FEATURE_DATA + report.page_size, BigInt(PAGE), true);
+    const at = FEATURE_DATA + report.bitmap;
+    const patch = { at, bitmap: into, firstPage: range.slice.offset / PAGE, pages: range.size / PAGE };
+    await within(callFeature(this.#on, 'DMA_LOGGING_REPORT', arg, [patch]), {
+      ms: LOG_MS,
+      what: `${this.#name}: reading its DMA log`,
+    });
+  }
+
+  async stop(): Promise<void> {
+    const arg = featureArg(VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, 'set', 0);
+    await within(callFeature(this.#on, 'DMA_LOGGING_STOP', arg), {
+      ms: LOG_MS,
+      what: `${this.#name}: stopping its DMA log`,
+    });
+  }
+}
+
+/** At most two spans, below and above 4 GiB: devices track few ranges, and the hole between must not inflate one span. */
+export function loggingSpans(ranges: readonly GpaRange[]): GpaRange[] {
+  const spans: GpaRange[] = [];
+  for (const side of [ranges.filter((each) => each.start < HIGH), ranges.filter((each) => each.start >= HIGH)]) {
+    if (side.length === 0) continue;
+    const start = Math.min(...side.map((each) => each.start));
+    const end = Math.max(...side.map((each) => each.start + each.length));
+    spans.push({ start, length: end - start });
+  }
+  return spans;
+}
+
+/** Whether START and REPORT both work here: some kernels take START and always refuse REPORT (no iova bitmap built in). */
+export async function dmaLogWorks(port: DmaLogPort, ram: readonly RamRange[], scratch: PageBitmap): Promise<boolean> {
+  const first = ram[0];
+  if (first === undefined) return false;
+  try {
+    await port.start([{ start: first.gpa, length: first.size }], PAGE);
+  } catch {
+    return false;
+  }
+  try {
+    await port.report(first, scratch);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    await port.stop();
+  }
+}
+
+export class DmaLog implements DirtySource {
+  readonly name = 'deviceLog';
+  readonly coarse = false;
+  readonly fallback: DirtySource | null;
+  readonly #port: DmaLogPort;
+  readonly #ram: readonly RamRange[];
+  /** The driver ORs into it, so it is zeroed before each report; separate, to count what this source alone says. */
+  readonly #scratch: PageBitmap;
+  #started = false;
+
+  constructor(port: DmaLogPort, ram: readonly RamRange[], scratch: PageBitmap, fallback: DirtySource | null) {
+    this.#port = port;
+    this.#ram = ram;
+    this.#scratch = scratch;
+    this.fallback = fallback;
+  }
+
+  async start(ranges: readonly GpaRange[]): Promise<void> {
+    await this.#port.start(loggingSpans(ranges), PAGE);
+    this.#started = true;
+  }
+
+  async collect(into: PageBitmap): Promise<number> {
+    const scratch = this.#scratch;
+    scratch.zero();
+    for (const range of this.#ram) await this.#port.report(range, scratch);
+    into.or(scratch);
+    return scratch.count;
+  }
+
+  async stop(): Promise<void> {
+    if (!this.#started) return;
+    this.#started = false;
+    await this.#port.stop();
+  }
+}

@@ -1,0 +1,265 @@
+// The kernel's VFIO migration v2 (Linux 5.18 and later) as a VfioMigrationPort. Called by device-state.ts and recover.ts.
+// State changes run on a native thread with a deadline; the session's data fd is ours until endSession().
+// linux/vfio.h, VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_MIG_GET_PRECOPY_INFO
+import { read, write } from 'node:fs';
+import {
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
+  VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
+  VFIO_DEVICE_FEATURE_MIGRATION,
+  VFIO_MIG_GET_PRECOPY_INFO,
+  VFIO_MIGRATION_P2P,
+  VFIO_MIGRATION_PRE_COPY,
+  VFIO_MIGRATION_STOP_COPY,
+  vfio_device_feature_mig_data_size,
+  vfio_device_feature_mig_state,
+  vfio_device_feature_migration,
+  vfio_precopy_info,
+} from '../../../native/abi/vfio.ts';
+import { SysError, VmmError } from '../../../native/errno.ts';
+import { within } from '../deadline.ts';
+import type { KernelDoor } from '../kernel-door.ts';
+import type { VfioMigrationPort, VfioState } from '../transport.ts';
+import { callFeature, FEATURE_DATA, type FeatureDoor, featureArg } from './feature-arg.ts';
+import { isSaving, opensSession, pathOf, STATE_NUMBERS, stateOf } from './states.ts';
+
+/** Drivers may talk to slow firmware; the peer's patience (30 s of silence) is the bound that makes sense. */
+export const STATE_DEADLINE_MS = 30_000;
+const QUERY_MS = 10_000;
+
+/** null: the device or this kernel has no migration v2. */
+export function openFeatureV2(door: KernelDoor, fd: number, name: string): FeatureV2 | null {
+  const arg = featureArg(VFIO_DEVICE_FEATURE_MIGRATION, 'get', vfio_device_feature_migration.size);
+  try {
+    door.ioctl('VFIO_DEVICE_FEATURE(MIGRATION)', fd, VFIO_DEVICE_FEATURE, arg.bytes);
+  } catch (error) {
+    if (error instanceof SysError) return null;
+    throw error;
+  }
+  const flags = arg.view.getBigUint64(FEATURE_DATA + vfio_device_feature_migration.flags, true);
+  if ((flags & BigInt(VFIO_MIGRATION_STOP_COPY)) === 0n) return null;
+  const able = {
+    preCopy: (flags & BigInt(VFIO_MIGRATION_PRE_COPY)) !== 0n,
+    p2p: (flags & BigInt(VFIO_MIGRATION_P2P)) !== 0n,
+  };
+  return new FeatureV2({ door, fd }, name, able, STATE_DEADLINE_MS);
+}
+
+export class FeatureV2 implements VfioMigrationPort {
+  readonly abi = 'v2';
+  readonly preCopy: boolean;
+  readonly p2p: boolean;
+  readonly #on: FeatureDoor;
+  readonly #name: string;
+  readonly #deadlineMs: number;
+  #state: VfioState = 'running';
+  #dataFd: number | null = null;
+  /** A SET that outlived its deadline: the kernel would make the next one wait for it anyway. */
+  #late: Promise<void> | null = null;
+  /** The driver has no VFIO_DEVICE_FEATURE_MIG_DATA_SIZE (Linux before 6.2). */
+  #noDataSize = false;
+
+  constructor(on: FeatureDoor, name: string, able: { preCopy: boolean; p2p: boolean }, deadlineMs: number) {
+    this.#on = on;
+    this.#name = name;
+    this.preCopy = able.preCopy;
+    this.p2p = able.p2p;
+    this.#deadlineMs = deadlineMs;
+  }
+
+  get state(): VfioState {
+    return this.#state;
+  }
+
+  get dataFd(): number | null {
+    return this.#dataFd;
+  }
+
+  get sessionOpen(): boolean {
+    return this.#dataFd !== null;
+  }
+
+  async setState(target: VfioState): Promise<void> {
+    await this.#afterLate();
+    const from = this.#state;
+    if (from === target) return;
+    if (pathOf(from, target, this) === null) {
+      throw new VmmError('vfio-state', `${this.#name}: no way from ${word(from)} to ${word(target)}`, { exitCode: 1 });
+    }
+    let dataFd: number;
+    try {
+      dataFd = await this.#set(target);
+    } catch (cause) {
+      // A failed SET may have stopped anywhere along the path. linux/vfio.h, enum vfio_device_mig_state
+      if (this.#late === null) await this.#requery();
+      const why = cause instanceof SysError ? cause.code : cause instanceof Error ? cause.message : String(cause);
+      const text = `${this.#name}: the device refused to go from ${word(from)} to ${word(target)} (${why}); it is in ${word(this.#state)}`;
+      throw new VmmError('vfio-state', text, { cause, exitCode: 1 });
+    }
+    this.#arrived(from, target, dataFd);
+  }
+
+  async stopCopySize(): Promise<number | null> {
+    if (this.#noDataSize) return null;
+    const arg = featureArg(VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, 'get', vfio_device_feature_mig_data_size.size);
+    try {
+      await within(callFeature(this.#on, 'MIG_DATA_SIZE', arg), {
+        ms: QUERY_MS,
+        what: `${this.#name}: asking for the size of its state`,
+      });
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error;
+      this.#noDataSize = error.code === 'ENOTTY';
+      return null;
+    }
+    return Number(arg.view.getBigUint64(FEATURE_DATA + vfio_device_feature_mig_data_size.stop_copy_length, true));
+  }
+
+  async precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
+    const fd = this.#dataFd;
+    if (fd === null || (this.#state !== 'pre-copy' && this.#state !== 'pre-copy-p2p')) return null;
+    const arg = new Uint8Array(vfio_precopy_info.size);
+    const view = new DataView(arg.buffer);
+    view.setUint32(vfio_precopy_info.argsz, arg.length, true);
+    try {
+      await within(this.#on.door.ioctlAsync('VFIO_MIG_GET_PRECOPY_INFO', fd, VFIO_MIG_GET_PRECOPY_INFO, arg), {
+        ms: QUERY_MS,
+        what: `${this.#name}: asking for the rest of its pre-copy data`,
+      });
+    } catch (error) {
+      if (error instanceof SysError && error.code === 'ENOTTY') return null;
+      throw error;
+    }
+    return {
+      initial: Number(view.getBigUint64(vfio_precopy_info.initial_bytes, true)),
+      dirty: Number(view.getBigUint64(vfio_precopy_info.dirty_bytes, true)),
+    };
+  }
+
+  async read(into: Uint8Array): Promise<number | 'drained' | 'end'> {
+    const fd = this.#session();
+    return new Promise((resolve, reject) => {
+      read(fd, into, 0, into.length, null, (error, bytes) => {
+        if (error === null) resolve(bytes === 0 ? 'end' : bytes);
+        // The temporary end of the PRE_COPY stream. linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO
+        else if (error.code === 'ENOMSG') resolve('drained');
+        else reject(new SysError('read(data fd)', Math.abs(error.errno ?? 5)));
+      });
+    });
+  }
+
+  async write(from: Uint8Array): Promise<void> {
+    const fd = this.#session();
+    const bytes = await new Promise<number>((resolve, reject) => {
+      write(fd, from, 0, from.length, null, (error, done) => {
+        if (error === null) resolve(done);
+        else reject(new SysError('write(data fd)', Math.abs(error.errno ?? 5)));
+      });
+    });
+    // A driver that takes only a part has refused. QEMU and the vfio-user specification hold the same.
+    if (bytes !== from.length)
+      throw new VmmError('vfio-data', `${this.#name}: the device took ${bytes} of ${from.length} bytes`, {
+        exitCode: 1,
+      });
+  }
+
+  endSession(): void {
+    if (this.#dataFd === null) return;
+    this.#on.door.closeFd(this.#dataFd);
+    this.#dataFd = null;
+  }
+
+  wasReset(): void {
+    this.endSession();
+    this.#state = 'running';
+  }
+
+  /** One SET; gives the data fd that came back, -1 for none. */
+  async #set(target: VfioState): Promise<number> {
+    const arg = featureArg(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, 'set', vfio_device_feature_mig_state.size);
+    const fdAt = FEATURE_DATA + vfio_device_feature_mig_state.data_fd;
+    arg.view.setUint32(FEATURE_DATA + vfio_device_feature_mig_state.device_state, STATE_NUMBERS[target], true);
+    arg.view.setInt32(fdAt, -1, true);
+    const work = callFeature(this.#on, `MIG_DEVICE_STATE=${word(target)}`, arg);
+    let timedOut = true;
+    try {
+      await within(work, { ms: this.#deadlineMs, what: `${this.#name}: going to ${word(target)}` }, () => {
+        const fd = arg.view.getInt32(fdAt, true);
+        if (fd >= 0) this.#on.door.closeFd(fd);
+      });
+      timedOut = false;
+    } catch (error) {
+      timedOut = error instanceof VmmError;
+      if (timedOut) this.#late = settled(work);
+      throw error;
+    }
+    return arg.view.getInt32(fdAt, true);
+  }
+
+  #arrived(from: VfioState, target: VfioState, dataFd: number): void {
+    const expected = opensSession(from, target);
+    if (!isSaving(target) || expected) this.endSession();
+    this.#state = target;
+    if (expected && dataFd >= 0) {
+      this.#dataFd = dataFd;
+      return;
+    }
+    if (expected) {
+      throw new VmmError('vfio-data', `${this.#name}: the driver gave no data fd for ${word(target)}`, { exitCode: 1 });
+    }
+    if (dataFd < 0) return;
+    // A second fd means that the session which we held is not the driver's any more.
+    this.#on.door.closeFd(dataFd);
+    this.endSession();
+    throw new VmmError(
+      'vfio-data',
+      `${this.#name}: the driver opened a second data fd in ${word(target)}: the device was reset behind us`,
+      { exitCode: 1 },
+    );
+  }
+
+  async #afterLate(): Promise<void> {
+    const late = this.#late;
+    if (late === null) return;
+    await within(late, { ms: this.#deadlineMs, what: `${this.#name}: waiting for the state change that is overdue` });
+    this.#late = null;
+    await this.#requery();
+  }
+
+  /** A state that we do not know, or none at all, counts as ERROR: only a reset leads out of it. */
+  async #requery(): Promise<void> {
+    const arg = featureArg(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, 'get', vfio_device_feature_mig_state.size);
+    try {
+      await within(callFeature(this.#on, 'GET MIG_DEVICE_STATE', arg), {
+        ms: QUERY_MS,
+        what: `${this.#name}: asking for its state`,
+      });
+      const number = arg.view.getUint32(FEATURE_DATA + vfio_device_feature_mig_state.device_state, true);
+      this.#state = stateOf(number) ?? 'error';
+    } catch {
+      this.#state = 'error';
+    }
+    if (!isSaving(this.#state) && this.#state !== 'resuming') this.endSession();
+  }
+
+  #session(): number {
+    if (this.#dataFd === null) {
+      throw new VmmError('vfio-data', `${this.#name}: no migration session is open in ${word(this.#state)}`, {
+        exitCode: 1,
+      });
+    }
+    return this.#dataFd;
+  }
+}
+
+/** linux/vfio.h's word for a state: PRE_COPY_P2P. */
+export function word(state: VfioState): string {
+  return state.toUpperCase().replaceAll('-', '_');
+}
+
+function settled(work: Promise<unknown>): Promise<void> {
+  return work.then(
+    () => undefined,
+    () => undefined,
+  );
+}

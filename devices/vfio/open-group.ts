@@ -1,0 +1,299 @@
+// Opening a device through /dev/vfio/GROUP: the container that all vfio-pci devices of one machine share, its groups, the device fd.
+// Called by pci-type.ts on the JS thread; every failure is one VmmError line that names the remedy. Nothing is ever rebound here.
+// Documentation/driver-api/vfio.rst ("VFIO Usage Example"); linux/vfio.h
+import { closeSync, constants, existsSync, openSync } from 'node:fs';
+import { join } from 'node:path';
+import {
+  VFIO_API_VERSION,
+  VFIO_CHECK_EXTENSION,
+  VFIO_GET_API_VERSION,
+  VFIO_GROUP_FLAGS_VIABLE,
+  VFIO_GROUP_GET_DEVICE_FD,
+  VFIO_GROUP_GET_STATUS,
+  VFIO_GROUP_SET_CONTAINER,
+  VFIO_GROUP_UNSET_CONTAINER,
+  VFIO_SET_IOMMU,
+  VFIO_TYPE1v2_IOMMU,
+  vfio_group_status,
+} from '../../native/abi/vfio.ts';
+import { SysError, VmmError } from '../../native/errno.ts';
+import type { DeviceHost, RamRange } from '../contract.ts';
+import { checkIovaRanges, checkPinning } from './host-limits.ts';
+import { availableBytes, type Bdf, groupBlockers, type HostPciDevice, lockableBytes, readHostPci } from './host-pci.ts';
+import { KernelDevice } from './kernel-device.ts';
+import type { HostPaths, KernelDoor } from './kernel-door.ts';
+import { openDmaLog } from './migration/dma-log.ts';
+import { openFeatureV2 } from './migration/feature-v2.ts';
+import type { DmaSpace, VfioTransport } from './transport.ts';
+import { readType1Info, Type1Dma } from './type1-dma.ts';
+
+/** What the machine gives: its RAM, and KVM's ear for group fds. */
+export type ContainerHost = Pick<DeviceHost, 'ram' | 'memory' | 'kvmVfio'>;
+
+interface Group {
+  readonly number: number;
+  readonly fd: number;
+  users: number;
+}
+
+/** Checks, without touching the device, that it can be opened. Gives its IOMMU group. */
+export function checkOpenable(paths: HostPaths, bdf: Bdf): HostPciDevice & { readonly group: number } {
+  const device = readHostPci(paths, bdf);
+  if (device.group === null) {
+    throw new VmmError(
+      'no-iommu',
+      `${bdf} has no IOMMU group: switch the IOMMU on in the firmware and boot this host with intel_iommu=on (Intel) or amd_iommu=on (AMD)`,
+    );
+  }
+  if (!device.isVfio) {
+    const found = device.driver === null ? 'bound to no driver' : `bound to driver ${device.driver}`;
+    throw new VmmError('not-vfio', `${bdf} is ${found}, not to a VFIO one: run \`ferry vfio bind ${bdf}\` first`);
+  }
+  if (!existsSync(join(paths.dev, 'vfio/vfio'))) {
+    throw new VmmError('no-vfio', '/dev/vfio/vfio is missing: load VFIO with `modprobe vfio-pci`');
+  }
+  return { ...device, group: device.group };
+}
+
+/** Everything that the passed-through devices of one machine share. Opened with the first of them, closed with the last. */
+export class VfioContainer {
+  readonly #door: KernelDoor;
+  readonly #paths: HostPaths;
+  readonly #host: ContainerHost;
+  readonly #groups = new Map<number, Group>();
+  #fd: number | null = null;
+  #dma: DmaSpace | null = null;
+  #mapped: RamRange[] = [];
+  #turn: Promise<void> = Promise.resolve();
+
+  constructor(door: KernelDoor, paths: HostPaths, host: ContainerHost) {
+    this.#door = door;
+    this.#paths = paths;
+    this.#host = host;
+  }
+
+  /** Valid while a device is open. */
+  get dma(): DmaSpace {
+    if (this.#dma === null) throw new VmmError('vfio', 'the VFIO container is not open', { exitCode: 1 });
+    return this.#dma;
+  }
+
+  /** One after the other: the second device of a machine finds RAM mapped by the first. */
+  open(bdf: Bdf): Promise<VfioTransport> {
+    const opened = this.#turn.then(() => this.#open(bdf));
+    this.#turn = opened.then(
+      () => undefined,
+      () => undefined,
+    );
+    return opened;
+  }
+
+  async #open(bdf: Bdf): Promise<VfioTransport> {
+    const device = checkOpenable(this.#paths, bdf);
+    const group = this.#openGroup(device);
+    try {
+      await this.#mapRam();
+      return this.#openDevice(bdf, group);
+    } catch (error) {
+      await this.#leave(group);
+      throw error;
+    }
+  }
+
+  #openDevice(bdf: Bdf, group: Group): VfioTransport {
+    let fd: number;
+    try {
+      fd = this.#door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group.fd, VFIO_GROUP_GET_DEVICE_FD, cString(bdf));
+    } catch (cause) {
+      throw new VmmError(
+        'vfio-open',
+        `${bdf} cannot be opened through /dev/vfio/${group.number} (${codeOf(cause)}): see dmesg`,
+        {
+          cause,
+        },
+      );
+    }
+    try {
+      const door = this.#door;
+      return new KernelDevice({
+        kind: 'group',
+        name: bdf,
+        door,
+        fd,
+        migration: openFeatureV2(door, fd, bdf),
+        dmaLog: openDmaLog(door, fd, bdf),
+        closed: () => this.#leave(group),
+      });
+    } catch (error) {
+      this.#door.closeFd(fd);
+      throw error;
+    }
+  }
+
+  /** A group is opened once; its other functions share the fd (a second open gives EBUSY). */
+  #openGroup(device: HostPciDevice & { readonly group: number }): Group {
+    const known = this.#groups.get(device.group);
+    if (known !== undefined) {
+      known.users += 1;
+      return known;
+    }
+    const path = join(this.#paths.dev, 'vfio', String(device.group));
+    const fd = openFile(path, device);
+    let attached = false;
+    try {
+      this.#checkViable(fd, device);
+      const container = this.#openContainer();
+      this.#door.ioctl('VFIO_GROUP_SET_CONTAINER', fd, VFIO_GROUP_SET_CONTAINER, int32(container));
+      attached = true;
+      if (this.#groups.size === 0) this.#setIommu(container, device);
+      this.#host.kvmVfio.add(fd);
+    } catch (error) {
+      if (attached) this.#door.ioctl('VFIO_GROUP_UNSET_CONTAINER', fd, VFIO_GROUP_UNSET_CONTAINER, 0);
+      closeSync(fd);
+      if (this.#groups.size === 0) this.#closeContainer();
+      throw error;
+    }
+    const group = { number: device.group, fd, users: 1 };
+    this.#groups.set(device.group, group);
+    return group;
+  }
+
+  #checkViable(fd: number, device: HostPciDevice & { readonly group: number }): void {
+    const status = new Uint8Array(vfio_group_status.size);
+    const view = new DataView(status.buffer);
+    view.setUint32(vfio_group_status.argsz, status.length, true);
+    this.#door.ioctl('VFIO_GROUP_GET_STATUS', fd, VFIO_GROUP_GET_STATUS, status);
+    if ((view.getUint32(vfio_group_status.flags, true) & VFIO_GROUP_FLAGS_VIABLE) !== 0) return;
+    const others = groupBlockers(this.#paths, device.group).filter((each) => each.bdf !== device.bdf);
+    const named = others.map((each) => `${each.bdf} (${each.driver})`).join(', ');
+    const commands = others.map((each) => `\`ferry vfio bind ${each.bdf}\``).join(', ');
+    throw new VmmError(
+      'group-not-viable',
+      others.length === 0
+        ? `${device.bdf}: IOMMU group ${device.group} is not viable: another device of the group is in use by this host, see /sys/kernel/iommu_groups/${device.group}/devices`
+        : `${device.bdf}: IOMMU group ${device.group} is not viable, for it also holds ${named}, in use by this host: run ${commands} too, or use a device in a group of its own`,
+    );
+  }
+
+  #openContainer(): number {
+    if (this.#fd !== null) return this.#fd;
+    const fd = openFile(join(this.#paths.dev, 'vfio/vfio'), null);
+    this.#fd = fd;
+    const version = this.#door.ioctl('VFIO_GET_API_VERSION', fd, VFIO_GET_API_VERSION, 0);
+    if (version !== VFIO_API_VERSION) {
+      throw new VmmError(
+        'vfio-version',
+        `this kernel's VFIO has API version ${version}, ${VFIO_API_VERSION} is needed`,
+      );
+    }
+    if (this.#door.ioctl('VFIO_CHECK_EXTENSION', fd, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) === 0) {
+      throw new VmmError(
+        'no-type1',
+        'this kernel offers no VFIO type 1 IOMMU: load it with `modprobe vfio_iommu_type1`',
+      );
+    }
+    return fd;
+  }
+
+  #setIommu(container: number, device: HostPciDevice): void {
+    try {
+      this.#door.ioctl('VFIO_SET_IOMMU', container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
+    } catch (cause) {
+      const why =
+        cause instanceof SysError && cause.code === 'EPERM'
+          ? 'the IOMMU cannot remap interrupts here: enable interrupt remapping in the firmware, or, accepting the risk, load vfio_iommu_type1 with allow_unsafe_interrupts=1'
+          : `VFIO_SET_IOMMU failed (${codeOf(cause)}): see dmesg`;
+      throw new VmmError('set-iommu', `${device.bdf}: ${why}`, { cause });
+    }
+    this.#dma = new Type1Dma(this.#door, container, readType1Info(this.#door, container));
+  }
+
+  /** Once for all devices: a group that joins later gets the same mappings from the kernel. */
+  async #mapRam(): Promise<void> {
+    if (this.#mapped.length > 0) return;
+    const { ram, memory } = this.#host;
+    checkIovaRanges(memory.ranges, this.dma.iovaRanges);
+    checkPinning({
+      ramBytes: memory.ranges.reduce((sum, range) => sum + range.size, 0),
+      residentBytes: ram.resident(),
+      lockableBytes: lockableBytes(this.#paths),
+      availableBytes: availableBytes(this.#paths),
+    });
+    for (const range of memory.ranges) {
+      try {
+        await this.dma.map(range);
+      } catch (cause) {
+        if (!(cause instanceof SysError)) throw cause;
+        throw new VmmError(
+          'dma-map',
+          `guest RAM at 0x${range.gpa.toString(16)} (${range.size / 2 ** 20} MiB) cannot be mapped for DMA (${cause.code}): see dmesg`,
+          { cause },
+        );
+      }
+      this.#mapped.push(range);
+    }
+  }
+
+  async #leave(group: Group): Promise<void> {
+    group.users -= 1;
+    if (group.users > 0) return;
+    this.#groups.delete(group.number);
+    if (this.#groups.size === 0) await this.#unmapRam();
+    this.#host.kvmVfio.remove(group.fd);
+    this.#door.ioctl('VFIO_GROUP_UNSET_CONTAINER', group.fd, VFIO_GROUP_UNSET_CONTAINER, 0);
+    closeSync(group.fd);
+    if (this.#groups.size === 0) this.#closeContainer();
+  }
+
+  /** Not left to UNSET_CONTAINER, which would unpin all RAM on the JS thread. */
+  async #unmapRam(): Promise<void> {
+    for (const range of this.#mapped.splice(0)) await this.dma.unmap(range);
+  }
+
+  #closeContainer(): void {
+    this.#mapped = [];
+    this.#dma = null;
+    if (this.#fd !== null) closeSync(this.#fd);
+    this.#fd = null;
+  }
+}
+
+/** `device`: whose group this is, null for the container. */
+function openFile(path: string, device: HostPciDevice | null): number {
+  try {
+    return openSync(path, constants.O_RDWR);
+  } catch (cause) {
+    const code = codeOf(cause);
+    const who = device === null ? 'VFIO' : device.bdf;
+    if (code === 'EACCES' || code === 'EPERM') {
+      throw new VmmError(
+        'vfio-denied',
+        `${who}: no permission for ${path}: run as root, or give your user the file with \`chown $USER ${path}\``,
+        { cause },
+      );
+    }
+    if (code === 'EBUSY') {
+      throw new VmmError('vfio-busy', `${who}: ${path} is in use by another process (\`fuser -v ${path}\` names it)`, {
+        cause,
+      });
+    }
+    if (code === 'ENOENT') {
+      throw new VmmError('no-vfio', `${who}: ${path} is missing: load VFIO with \`modprobe vfio-pci\``, { cause });
+    }
+    throw new VmmError('vfio-open', `${who}: ${path} cannot be opened (${code})`, { cause });
+  }
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : String(error);
+}
+
+function int32(value: number): Uint8Array {
+  const bytes = new Uint8Array(4);
+  new DataView(bytes.buffer).setInt32(0, value, true);
+  return bytes;
+}
+
+function cString(text: string): Uint8Array {
+  return Buffer.from(`${text}\0`, 'latin1');
+}

@@ -1,0 +1,126 @@
+// What a VFIO device is to the rest of this room, however its fd was opened: regions, interrupts, DMA, migration, DMA log.
+// Implemented by kernel-device.ts (group; later cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
+// migration/*. Types only. What may block (state changes, reset, DMA map, DMA log) is a promise: it runs on a native thread.
+// linux/vfio.h
+import type { GpaRange, HostMapping, PageBitmap, RamRange } from '../contract.ts';
+
+export interface VfioRegionInfo {
+  readonly index: number;
+  readonly size: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  /** Windows of the region that mmap() accepts; empty: everything is trapped. Page-aligned, as the driver gave them. */
+  readonly areas: readonly GpaRange[];
+}
+
+export interface VfioIrqInfo {
+  readonly index: number;
+  readonly count: number;
+  readonly maskable: boolean;
+  /** Level-triggered: masked by the kernel when it fires (VFIO_IRQ_INFO_AUTOMASKED). */
+  readonly automasked: boolean;
+  /** The whole set must be taken down before more vectors are enabled (VFIO_IRQ_INFO_NORESIZE). */
+  readonly noResize: boolean;
+}
+
+export interface VfioInfo {
+  readonly canReset: boolean;
+  readonly regions: readonly VfioRegionInfo[];
+  readonly irqs: readonly VfioIrqInfo[];
+}
+
+export interface VfioTransport {
+  readonly kind: 'group' | 'cdev' | 'vfio-user' | 'fake';
+  /** For messages: the PCI address. */
+  readonly name: string;
+  readonly info: VfioInfo;
+  /** Throws SysError when the device refuses or answers short. */
+  readRegion(index: number, offset: number, into: Uint8Array): void;
+  writeRegion(index: number, offset: number, from: Uint8Array): void;
+  /** null: this window cannot be mapped, trap it. */
+  mapArea(index: number, area: GpaRange): HostMapping | null;
+  readonly irqs: VfioIrqs;
+  readonly migration: VfioMigrationPort | null;
+  readonly dmaLog: DmaLogPort | null;
+  /** VFIO_DEVICE_RESET. Lands in RUNNING, also from ERROR; the interrupts and PCI_COMMAND of the device are gone afterwards. */
+  reset(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** VFIO_DEVICE_SET_IRQS, one method per combination of data and action that we use. */
+export interface VfioIrqs {
+  /** Vectors start.. trigger these eventfds; null leaves one without. Gives 0, or the number of vectors that the host could give
+   *  instead of that many (nothing was changed then). */
+  trigger(index: number, start: number, eventFds: readonly (number | null)[]): number;
+  /** Takes the whole index down. */
+  disable(index: number): void;
+  mask(index: number, start: number): void;
+  unmask(index: number, start: number): void;
+  /** Signals of this eventfd unmask the line (INTx, with the irqfd's resample fd). null: no longer. */
+  unmaskBy(index: number, start: number, eventFd: number | null): void;
+}
+
+export type VfioState =
+  | 'error'
+  | 'stop'
+  | 'running'
+  | 'stop-copy'
+  | 'resuming'
+  | 'running-p2p'
+  | 'pre-copy'
+  | 'pre-copy-p2p';
+
+export interface MigrationAbilities {
+  readonly preCopy: boolean;
+  readonly p2p: boolean;
+}
+
+/** One device's migration interface. The kernel's v2 feature is one back end; the older region ABIs will be others. */
+export interface VfioMigrationPort extends MigrationAbilities {
+  readonly abi: 'v2' | 'v1' | 'v7' | 'fake';
+  /** The last state that was known; after a rejection of setState() it was asked for anew. */
+  readonly state: VfioState;
+  /** Rejects when the device refuses (SysError as cause) or does not answer within the deadline. Never call it twice at once. */
+  setState(target: VfioState): Promise<void>;
+  /** Bytes that STOP_COPY will give, as far as the driver can say; null: it cannot (no VFIO_DEVICE_FEATURE_MIG_DATA_SIZE). */
+  stopCopySize(): Promise<number | null>;
+  /** Only in the PRE_COPY states; null: the driver does not say. */
+  precopyInfo(): Promise<{ initial: number; dirty: number } | null>;
+  /** The fd that the native pumps read or write; null where the back end has none (then read() and write()), or no session is open. */
+  readonly dataFd: number | null;
+  /** true while a saving or resuming session is open. */
+  readonly sessionOpen: boolean;
+  read(into: Uint8Array): Promise<number | 'drained' | 'end'>;
+  write(from: Uint8Array): Promise<void>;
+  /** Ends the session at our side (after the state that owned it was left). */
+  endSession(): void;
+  /** The device was reset: it is RUNNING and its session is void. */
+  wasReset(): void;
+}
+
+/** VFIO_DEVICE_FEATURE_DMA_LOGGING_*. Ranges and reports are by IOVA, which is the guest-physical address here. */
+export interface DmaLogPort {
+  /** Gives the page size that the driver chose. */
+  start(ranges: readonly GpaRange[], pageSize: number): Promise<number>;
+  /** ORs the log of one RAM range into `into` at the range's place in RAM, and clears it in the driver. */
+  report(range: RamRange, into: PageBitmap): Promise<void>;
+  stop(): Promise<void>;
+}
+
+/** What the devices of one machine share: the IOMMU mappings of all guest RAM. */
+export interface DmaSpace {
+  readonly pageSizes: bigint;
+  /** Where the IOMMU can translate: everything else is reserved or beyond its width. */
+  readonly iovaRanges: readonly GpaRange[];
+  map(range: RamRange): Promise<void>;
+  unmap(range: RamRange): Promise<void>;
+  /** VFIO_IOMMU_DIRTY_PAGES; null: this IOMMU does not track at 4 KiB. */
+  readonly dirty: ContainerDirtyPort | null;
+}
+
+export interface ContainerDirtyPort {
+  start(): Promise<void>;
+  /** ORs the pages of one mapped range into `into`. */
+  report(range: RamRange, into: PageBitmap): Promise<void>;
+  stop(): Promise<void>;
+}

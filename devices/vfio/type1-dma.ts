@@ -1,0 +1,189 @@
+// The IOMMU mappings of a VFIO container (type1v2): all guest RAM, mapped once, shared by every device of the machine.
+// Called by open-group.ts and through DmaSpace; MAP/UNMAP and dirty queries run on native threads because they take 5 ms a MiB in a
+// lab host (pinning) and hold kernel locks. linux/vfio.h, VFIO_IOMMU_GET_INFO, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_DIRTY_PAGES
+import {
+  VFIO_DMA_MAP_FLAG_READ,
+  VFIO_DMA_MAP_FLAG_WRITE,
+  VFIO_IOMMU_DIRTY_PAGES,
+  VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+  VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+  VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
+  VFIO_IOMMU_GET_INFO,
+  VFIO_IOMMU_INFO_CAPS,
+  VFIO_IOMMU_INFO_PGSIZES,
+  VFIO_IOMMU_MAP_DMA,
+  VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+  VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
+  VFIO_IOMMU_UNMAP_DMA,
+  vfio_bitmap,
+  vfio_iommu_type1_dirty_bitmap,
+  vfio_iommu_type1_dirty_bitmap_get,
+  vfio_iommu_type1_dma_map,
+  vfio_iommu_type1_dma_unmap,
+  vfio_iommu_type1_info,
+  vfio_iommu_type1_info_cap_iova_range,
+  vfio_iommu_type1_info_cap_migration,
+  vfio_iova_range,
+} from '../../native/abi/vfio.ts';
+import type { GpaRange, PageBitmap, RamRange } from '../contract.ts';
+import { within } from './deadline.ts';
+import { capabilitiesOf } from './info-caps.ts';
+import type { KernelDoor } from './kernel-door.ts';
+import type { ContainerDirtyPort, DmaSpace } from './transport.ts';
+
+const PAGE = 4096;
+/** Measured 6 ms a MiB in a lab host; ten times that, and half a minute for a loaded machine. */
+const MAP_MS_PER_MIB = 60;
+const BASE_MS = 30_000;
+
+export interface Type1Info {
+  readonly pageSizes: bigint;
+  readonly iovaRanges: readonly GpaRange[];
+  /** Page sizes for which the container reports dirty pages; 0n: it does not. */
+  readonly dirtyPageSizes: bigint;
+  readonly maxDirtyBitmapBytes: bigint;
+}
+
+/** VFIO_IOMMU_GET_INFO with its capability chain. */
+export function readType1Info(door: KernelDoor, fd: number): Type1Info {
+  let bytes = new Uint8Array(vfio_iommu_type1_info.size);
+  for (;;) {
+    const view = new DataView(bytes.buffer);
+    view.setUint32(vfio_iommu_type1_info.argsz, bytes.length, true);
+    door.ioctl('VFIO_IOMMU_GET_INFO', fd, VFIO_IOMMU_GET_INFO, bytes);
+    const wanted = view.getUint32(vfio_iommu_type1_info.argsz, true);
+    if (wanted <= bytes.length) return parseType1Info(bytes);
+    bytes = new Uint8Array(wanted);
+  }
+}
+
+export function parseType1Info(bytes: Uint8Array): Type1Info {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const flags = view.getUint32(vfio_iommu_type1_info.flags, true);
+  const pageSizes =
+    (flags & VFIO_IOMMU_INFO_PGSIZES) === 0 ? 4096n : view.getBigUint64(vfio_iommu_type1_info.iova_pgsizes, true);
+  let iovaRanges: GpaRange[] = [];
+  let dirtyPageSizes = 0n;
+  let maxDirtyBitmapBytes = 0n;
+  const first = (flags & VFIO_IOMMU_INFO_CAPS) === 0 ? 0 : view.getUint32(vfio_iommu_type1_info.cap_offset, true);
+  for (const cap of capabilitiesOf(view, first)) {
+    if (cap.id === VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE) iovaRanges = iovaRangesOf(view, cap.offset);
+    if (cap.id === VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION) {
+      const base = cap.offset;
+      dirtyPageSizes = view.getBigUint64(base + vfio_iommu_type1_info_cap_migration.pgsize_bitmap, true);
+      maxDirtyBitmapBytes = view.getBigUint64(base + vfio_iommu_type1_info_cap_migration.max_dirty_bitmap_size, true);
+    }
+  }
+  return { pageSizes, iovaRanges, dirtyPageSizes, maxDirtyBitmapBytes };
+}
+
+function iovaRangesOf(view: DataView, base: number): GpaRange[] {
+  const count = view.getUint32(base + vfio_iommu_type1_info_cap_iova_range.nr_iovas, true);
+  const ranges: GpaRange[] = [];
+  for (let i = 0; i < count; i++) {
+    const at = base + vfio_iommu_type1_info_cap_iova_range.iova_ranges + i * vfio_iova_range.size;
+    if (at + vfio_iova_range.size > view.byteLength) break;
+    const start = Number(view.getBigUint64(at + vfio_iova_range.start, true));
+    // A full 64-bit aperture ends at 2^64-1: no guest address is above 2^52, so the rounding does not matter.
+    const end = Number(view.getBigUint64(at + vfio_iova_range.end, true));
+    ranges.push({ start, length: end - start + 1 });
+  }
+  return ranges;
+}
+
+export class Type1Dma implements DmaSpace {
+  readonly pageSizes: bigint;
+  readonly iovaRanges: readonly GpaRange[];
+  readonly dirty: ContainerDirtyPort | null;
+  readonly #door: KernelDoor;
+  readonly #fd: number;
+
+  constructor(door: KernelDoor, fd: number, info: Type1Info) {
+    this.#door = door;
+    this.#fd = fd;
+    this.pageSizes = info.pageSizes;
+    this.iovaRanges = info.iovaRanges;
+    this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd);
+  }
+
+  async map(range: RamRange): Promise<void> {
+    const arg = new Uint8Array(vfio_iommu_type1_dma_map.size);
+    const view = new DataView(arg.buffer);
+    view.setUint32(vfio_iommu_type1_dma_map.argsz, arg.length, true);
+    view.setUint32(vfio_iommu_type1_dma_map.flags, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, true);
+    view.setBigUint64(vfio_iommu_type1_dma_map.iova, BigInt(range.gpa), true);
+    view.setBigUint64(vfio_iommu_type1_dma_map.size_at, BigInt(range.size), true);
+    const { ram, offset } = range.slice;
+    const patch = { at: vfio_iommu_type1_dma_map.vaddr, ram, offset, length: range.size };
+    await within(this.#door.ioctlAsync('VFIO_IOMMU_MAP_DMA', this.#fd, VFIO_IOMMU_MAP_DMA, arg, [patch]), {
+      ms: BASE_MS + (range.size / 2 ** 20) * MAP_MS_PER_MIB,
+      what: `mapping guest RAM at ${hex(range.gpa)} for DMA`,
+    });
+  }
+
+  async unmap(range: RamRange): Promise<void> {
+    const arg = new Uint8Array(vfio_iommu_type1_dma_unmap.size);
+    const view = new DataView(arg.buffer);
+    view.setUint32(vfio_iommu_type1_dma_unmap.argsz, arg.length, true);
+    view.setBigUint64(vfio_iommu_type1_dma_unmap.iova, BigInt(range.gpa), true);
+    view.setBigUint64(vfio_iommu_type1_dma_unmap.size_at, BigInt(range.size), true);
+    await within(this.#door.ioctlAsync('VFIO_IOMMU_UNMAP_DMA', this.#fd, VFIO_IOMMU_UNMAP_DMA, arg), {
+      ms: BASE_MS + (range.size / 2 ** 20) * MAP_MS_PER_MIB,
+      what: `unmapping guest RAM at ${hex(range.gpa)} from DMA`,
+    });
+  }
+}
+
+/** VFIO_IOMMU_DIRTY_PAGES: START, STOP and GET_BITMAP exclude each other in one call. */
+class Type1Dirty implements ContainerDirtyPort {
+  readonly #door: KernelDoor;
+  readonly #fd: number;
+
+  constructor(door: KernelDoor, fd: number) {
+    this.#door = door;
+    this.#fd = fd;
+  }
+
+  start(): Promise<void> {
+    return this.#control(VFIO_IOMMU_DIRTY_PAGES_FLAG_START, 'START');
+  }
+
+  stop(): Promise<void> {
+    return this.#control(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, 'STOP');
+  }
+
+  async #control(flag: number, word: string): Promise<void> {
+    const arg = new Uint8Array(vfio_iommu_type1_dirty_bitmap.size);
+    const view = new DataView(arg.buffer);
+    view.setUint32(vfio_iommu_type1_dirty_bitmap.argsz, arg.length, true);
+    view.setUint32(vfio_iommu_type1_dirty_bitmap.flags, flag, true);
+    await within(this.#door.ioctlAsync(`VFIO_IOMMU_DIRTY_PAGES(${word})`, this.#fd, VFIO_IOMMU_DIRTY_PAGES, arg), {
+      ms: BASE_MS,
+      what: `the container's dirty tracking: ${word}`,
+    });
+  }
+
+  async report(range: RamRange, into: PageBitmap): Promise<void> {
+    // GET_BITMAP takes whole mappings only and the smallest page size only; we map one RAM range in one piece.
+    const get = vfio_iommu_type1_dirty_bitmap.data;
+    const bits = get + vfio_iommu_type1_dirty_bitmap_get.bitmap;
+    const arg = new Uint8Array(get + vfio_iommu_type1_dirty_bitmap_get.size);
+    const view = new DataView(arg.buffer);
+    const pages = range.size / PAGE;
+    view.setUint32(vfio_iommu_type1_dirty_bitmap.argsz, arg.length, true);
+    view.setUint32(vfio_iommu_type1_dirty_bitmap.flags, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, true);
+    view.setBigUint64(get + vfio_iommu_type1_dirty_bitmap_get.iova, BigInt(range.gpa), true);
+    view.setBigUint64(get + vfio_iommu_type1_dirty_bitmap_get.size_at, BigInt(range.size), true);
+    view.setBigUint64(bits + vfio_bitmap.pgsize, BigInt(PAGE), true);
+    view.setBigUint64(bits + vfio_bitmap.size_at, BigInt(Math.ceil(pages / 64) * 8), true);
+    const patch = { at: bits + vfio_bitmap.data, bitmap: into, firstPage: range.slice.offset / PAGE, pages };
+    await within(this.#door.ioctlAsync('VFIO_IOMMU_DIRTY_PAGES(GET)', this.#fd, VFIO_IOMMU_DIRTY_PAGES, arg, [patch]), {
+      ms: BASE_MS,
+      what: `the container's dirty pages at ${hex(range.gpa)}`,
+    });
+  }
+}
+
+function hex(value: number): string {
+  return `0x${value.toString(16)}`;
+}
