@@ -1,0 +1,194 @@
+// Guest memory: RAM banks in one memfd, their KVM slots with the dirty log's switch, slots over BARs (SlotPort), and RAM as device models
+// see it (GuestMemory), whose writes are the dirty source 'vmm'. Made by machine.ts, one per machine; JS thread.
+// Spec: KVM api.rst, KVM_SET_USER_MEMORY_REGION.
+import type {
+  DirtySource,
+  GpaRange,
+  GuestMemory,
+  GuestRam,
+  HostMapping,
+  PageBitmap,
+  RamRange,
+  SlotHandle,
+  SlotPort,
+} from '../devices/contract.ts';
+import {
+  KVM_MEM_LOG_DIRTY_PAGES,
+  KVM_MEM_READONLY,
+  KVM_SET_USER_MEMORY_REGION,
+  kvm_userspace_memory_region,
+} from '../native/abi/kvm.ts';
+import type { KvmNode, Patch } from '../native/addon.ts';
+import { VmmError } from '../native/errno.ts';
+import { ramSpans } from './layout.ts';
+
+export const PAGE = 4096;
+
+/** KVM slot numbers: RAM's banks first, in gpa order; BARs above. */
+const FIRST_BAR_SLOT = 8;
+
+/** One RAM bank and its slot. `firstPage` is its place in the linear bitmap of guest RAM. */
+export interface RamBank extends RamRange {
+  readonly slot: number;
+  readonly firstPage: number;
+  readonly pages: number;
+}
+
+export class Memory implements GuestMemory, SlotPort {
+  readonly ram: GuestRam;
+  readonly banks: readonly RamBank[];
+  readonly ranges: readonly RamRange[];
+  readonly pages: number;
+  readonly hostWrites: HostWrites;
+  readonly #addon: KvmNode;
+  readonly #vm: number;
+  readonly #maxSlots: number;
+  readonly #barSlots = new Map<number, { gpa: number; end: number }>();
+
+  constructor(addon: KvmNode, vm: number, ram: GuestRam, maxSlots: number) {
+    this.#addon = addon;
+    this.#vm = vm;
+    this.#maxSlots = maxSlots;
+    this.ram = ram;
+    this.pages = ram.size / PAGE;
+    this.banks = ramSpans(ram.size).map((span, slot) => ({
+      gpa: span.gpa,
+      size: span.size,
+      slice: { ram, offset: span.offset, size: span.size },
+      slot,
+      firstPage: span.offset / PAGE,
+      pages: span.size / PAGE,
+    }));
+    this.ranges = this.banks;
+    this.hostWrites = new HostWrites(addon, this.pages);
+    for (const bank of this.banks) this.#setRam(bank, 0);
+  }
+
+  /** KVM_MEM_LOG_DIRTY_PAGES of every RAM slot. BARs are never logged: their writes are the device's own state. */
+  logDirty(on: boolean): void {
+    for (const bank of this.banks) this.#setRam(bank, on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
+  }
+
+  read(gpa: number, into: Uint8Array): boolean {
+    const offset = this.#offset(gpa, into.length);
+    if (offset === null) return false;
+    this.ram.copyOut(offset, into);
+    return true;
+  }
+
+  write(gpa: number, from: Uint8Array): boolean {
+    const offset = this.#offset(gpa, from.length);
+    if (offset === null) return false;
+    this.ram.copyIn(offset, from);
+    this.hostWrites.mark(offset, from.length);
+    return true;
+  }
+
+  map(gpa: number, mapping: HostMapping, offset: number, size: number, readOnly: boolean): SlotHandle {
+    const end = gpa + size;
+    const at = `0x${gpa.toString(16)}-0x${(end - 1).toString(16)}`;
+    if (gpa % PAGE !== 0 || size % PAGE !== 0 || size <= 0) {
+      throw new VmmError('slot-align', `cannot map a BAR at ${at}: not whole pages; trap it instead`);
+    }
+    const others = [
+      ...this.banks.map((bank) => ({ gpa: bank.gpa, end: bank.gpa + bank.size })),
+      ...this.#barSlots.values(),
+    ];
+    if (others.some((other) => gpa < other.end && end > other.gpa)) {
+      throw new VmmError('slot-overlap', `cannot map a BAR at ${at}: memory is there already; choose another address`);
+    }
+    let slot = FIRST_BAR_SLOT;
+    while (this.#barSlots.has(slot)) slot++;
+    if (slot >= this.#maxSlots) {
+      throw new VmmError('no-slot', `cannot map a BAR at ${at}: all ${this.#maxSlots} memory slots of KVM are taken`);
+    }
+    this.#setRegion({ slot, flags: readOnly ? KVM_MEM_READONLY : 0, gpa, size }, [
+      { at: kvm_userspace_memory_region.userspace_addr, mapping, offset, length: size },
+    ]);
+    this.#barSlots.set(slot, { gpa, end });
+    let mapped = true;
+    return {
+      unmap: () => {
+        if (!mapped) return;
+        mapped = false;
+        this.#barSlots.delete(slot);
+        // A size of 0 deletes the slot; KVM then wants no address.
+        this.#setRegion({ slot, flags: 0, gpa, size: 0 }, []);
+      },
+    };
+  }
+
+  close(): void {
+    this.hostWrites.close();
+    this.ram.close();
+  }
+
+  #setRam(bank: RamBank, flags: number): void {
+    this.#setRegion({ slot: bank.slot, flags, gpa: bank.gpa, size: bank.size }, [
+      { at: kvm_userspace_memory_region.userspace_addr, ram: this.ram, offset: bank.slice.offset, length: bank.size },
+    ]);
+  }
+
+  #setRegion(region: { slot: number; flags: number; gpa: number; size: number }, patches: readonly Patch[]): void {
+    const bytes = new Uint8Array(kvm_userspace_memory_region.size);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(kvm_userspace_memory_region.slot, region.slot, true);
+    view.setUint32(kvm_userspace_memory_region.flags, region.flags, true);
+    view.setBigUint64(kvm_userspace_memory_region.guest_phys_addr, BigInt(region.gpa), true);
+    view.setBigUint64(kvm_userspace_memory_region.memory_size, BigInt(region.size), true);
+    this.#addon.ioctl('KVM_SET_USER_MEMORY_REGION', this.#vm, KVM_SET_USER_MEMORY_REGION, bytes, patches);
+  }
+
+  /** The memfd offset of [gpa, gpa+length), or null where any byte of it is not RAM. */
+  #offset(gpa: number, length: number): number | null {
+    for (let i = 0; i < this.banks.length; i++) {
+      const bank = this.banks[i]!;
+      if (gpa >= bank.gpa && gpa + length <= bank.gpa + bank.size) return bank.slice.offset + (gpa - bank.gpa);
+    }
+    return null;
+  }
+}
+
+/** Pages that the VMM itself wrote: device models by GuestMemory, the boot loader at a reset. KVM's log does not see these. */
+export class HostWrites implements DirtySource {
+  readonly name = 'vmm';
+  readonly coarse = false;
+  readonly fallback = null;
+  readonly #bitmap: PageBitmap;
+  #on = false;
+
+  constructor(addon: Pick<KvmNode, 'createBitmap'>, pages: number) {
+    this.#bitmap = addon.createBitmap(pages);
+  }
+
+  mark(offset: number, length: number): void {
+    if (!this.#on || length === 0) return;
+    const first = Math.floor(offset / PAGE);
+    this.#bitmap.set(first, Math.floor((offset + length - 1) / PAGE) - first + 1);
+  }
+
+  /** For writers that go past GuestMemory (the boot loader reads files straight into RAM). */
+  markAll(): void {
+    if (this.#on) this.#bitmap.fill();
+  }
+
+  async start(_ranges: readonly GpaRange[]): Promise<void> {
+    this.#bitmap.zero();
+    this.#on = true;
+  }
+
+  async collect(into: PageBitmap): Promise<number> {
+    const pages = this.#bitmap.count;
+    into.or(this.#bitmap);
+    this.#bitmap.zero();
+    return pages;
+  }
+
+  async stop(): Promise<void> {
+    this.#on = false;
+  }
+
+  close(): void {
+    this.#bitmap.close();
+  }
+}
