@@ -36,7 +36,6 @@ const HTT = 28;
 /** 0x80000001 ecx: SVM, the performance counters (core, northbridge, L2/L3), MWAITX. */
 const AMD_IMMOVABLE = bits(2, 23, 24, 28, 29);
 const AMD_CMP_LEGACY = bit(1);
-const AMD_TOPOLOGY_EXTENSIONS = bit(22);
 const INVARIANT_TSC = bit(8);
 
 /** Leaves that describe what is not offered: monitor, PMU, SGX, processor trace, TSC and core frequencies of this host, LBRs, SVM, perfmon v2. */
