@@ -107,7 +107,7 @@ export interface VcpuLoop {
   close(): Promise<void>;
 }
 
-/** What one pass of RAM sending did. */
+/** What one pass of RAM sending did: `pages` had contents, `zeroPages` had none, `bytes` is what both took in the stream. */
 export interface SentPages {
   readonly pages: number;
   readonly zeroPages: number;
@@ -186,9 +186,13 @@ export interface KvmNode {
   listen(address: SocketAddress): number;
   /** The bound address, with the port that was chosen. */
   localAddress(fd: number): SocketAddress;
+  /** Rejects with SysError ECANCELED after closeListener(listenFd), which alone may close what is being waited on. */
   accept(listenFd: number): Promise<number>;
+  /** Closes a listener, and removes its socket file. */
+  closeListener(listenFd: number): void;
+  /** Takes the fd over: it is closed by abort(), or when the Channel is collected. */
   channel(fd: number): Channel;
-  /** sendmsg/recvmsg with SCM_RIGHTS on a UNIX socket fd. */
+  /** sendmsg/recvmsg with SCM_RIGHTS on a UNIX socket fd. recvFds never waits: SysError EAGAIN when there is nothing (see watchFd). */
   sendFds(socket: number, bytes: Uint8Array, fds: readonly number[]): void;
   recvFds(socket: number, into: Uint8Array, maxFds: number): { bytes: number; fds: number[] };
   pread(fd: number, offset: bigint | number, into: Uint8Array): number;

@@ -25,6 +25,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitGuestRam(env, exports);
   InitPageBitmap(env, exports);
   InitFdWatch(env, exports);
+  InitSockets(env, exports);
+  InitFdIo(env, exports);
+  InitChannel(env, exports);
   return exports;
 }
 

@@ -9,5 +9,8 @@ void InitIoctl(Napi::Env env, Napi::Object exports);
 void InitGuestRam(Napi::Env env, Napi::Object exports);
 void InitPageBitmap(Napi::Env env, Napi::Object exports);
 void InitFdWatch(Napi::Env env, Napi::Object exports);
+void InitSockets(Napi::Env env, Napi::Object exports);
+void InitFdIo(Napi::Env env, Napi::Object exports);
+void InitChannel(Napi::Env env, Napi::Object exports);
 
 }  // namespace ferry

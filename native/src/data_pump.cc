@@ -1,0 +1,106 @@
+// Implementation of data_pump.h.
+#include "data_pump.h"
+
+#include <cerrno>
+#include <cstring>
+#include <endian.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace ferry {
+namespace {
+
+constexpr size_t kChunk = 1024 * 1024;
+constexpr char kSending[] = "sending device data";
+constexpr char kReading[] = "reading device data";
+
+/** The stream itself is intact: only this operation fails. */
+Failure Refused(std::string what, int err) {
+  Failure failure = Failure::Sys(std::move(what), err);
+  failure.broken = false;
+  return failure;
+}
+
+/** All of [bytes, bytes + length) into the data fd. */
+Failure WriteAll(const Connection& connection, const DataFd& data, const uint8_t* bytes, size_t length) {
+  size_t done = 0;
+  while (done < length) {
+    ssize_t wrote = write(data.fd(), bytes + done, length - done);
+    if (wrote < 0 && errno == EAGAIN) {
+      if (!connection.Wait(data.fd(), POLLOUT)) return Failure::Sys("channel", ECANCELED);
+      continue;
+    }
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return Refused("write(data fd)", errno);
+    done += wrote;
+    if (done < length && !data.MayTakePart()) {
+      return Refused("write(data fd): only " + std::to_string(wrote) + " of " + std::to_string(length) + " bytes taken", EIO);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+DataFd::DataFd(int fd) : fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) {
+  struct stat what;
+  if (fd_ < 0 || fstat(fd_, &what) < 0 || (flags_ = fcntl(fd_, F_GETFL)) < 0) {
+    error_ = errno;
+    return;
+  }
+  may_take_part_ = S_ISFIFO(what.st_mode) || S_ISSOCK(what.st_mode);
+  if ((flags_ & O_NONBLOCK) == 0) fcntl(fd_, F_SETFL, flags_ | O_NONBLOCK);
+}
+
+DataFd::~DataFd() {
+  if (fd_ < 0) return;
+  if (error_ == 0 && (flags_ & O_NONBLOCK) == 0) fcntl(fd_, F_SETFL, flags_);
+  close(fd_);
+}
+
+Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag, Pumped& pumped) {
+  std::unique_ptr<uint8_t[]> chunk(new uint8_t[std::min<uint64_t>(budget, kChunk)]);
+  while (pumped.bytes < budget) {
+    if (wire.connection().aborted()) return Failure::Sys("channel", ECANCELED);
+    ssize_t got = read(data.fd(), chunk.get(), std::min<uint64_t>(kChunk, budget - pumped.bytes));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EAGAIN) {
+      if (!wire.connection().Wait(data.fd(), POLLIN)) return Failure::Sys("channel", ECANCELED);
+      continue;
+    }
+    if (got < 0 && errno != ENOMSG) return Refused("read(data fd)", errno);
+    if (got <= 0) {
+      pumped.end = got < 0 ? PumpEnd::drained : PumpEnd::end;
+      return {};
+    }
+    uint64_t head[2] = {htobe64(tag), htobe64(static_cast<uint64_t>(got))};
+    wire.Account(head, sizeof head);
+    wire.Account(chunk.get(), got);
+    iovec vectors[2] = {{head, sizeof head}, {chunk.get(), static_cast<size_t>(got)}};
+    Failure failure = wire.Send(vectors, 2, kSending);
+    if (!failure.ok()) return failure;
+    pumped.bytes += got;
+  }
+  return {};
+}
+
+Failure PumpTo(RxWire& wire, const DataFd& data, uint64_t length) {
+  Failure refused;
+  while (length > 0) {
+    size_t part = std::min<uint64_t>(length, RxWire::kCapacity);
+    Failure failure = wire.Need(part, kReading);
+    if (!failure.ok()) return failure;
+    if (refused.ok()) refused = WriteAll(wire.connection(), data, wire.data(), part);
+    if (wire.connection().aborted()) return Failure::Sys("channel", ECANCELED);
+    wire.Account(wire.data(), part);
+    wire.Skip(part);
+    length -= part;
+  }
+  return refused;
+}
+
+}  // namespace ferry

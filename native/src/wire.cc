@@ -1,0 +1,224 @@
+// Implementation of wire.h: non-blocking calls and poll(2) with the abort eventfd beside, so that nothing that a peer does can hold a
+// thread of ours. A broken connection is told in a sentence (StreamError): errno alone does not say what was going on.
+#include "wire.h"
+
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "crc32c.h"
+
+namespace ferry {
+namespace {
+
+constexpr size_t kMaxVectors = 1024;  // IOV_MAX
+constexpr int64_t kNsPerSecond = 1000000000;
+/** How far a paced sender may be ahead: enough to hide the timer's slack, too little to be seen by a bandwidth limit. */
+constexpr int64_t kBurstNs = kNsPerSecond / 50;
+
+Failure Broken(int err, const char* doing) {
+  std::string sentence = "the connection broke while ";
+  sentence += doing;
+  if (err == EPIPE || err == ECONNRESET) {
+    sentence += ": the peer went away";
+  } else if (err == ETIMEDOUT) {
+    sentence += ": the peer has been silent for too long";
+  }
+  const char* name = strerrorname_np(err);
+  sentence += " (";
+  sentence += name != nullptr ? name : "unknown errno";
+  return Failure::Stream(sentence + ")");
+}
+
+}  // namespace
+
+int64_t MonotonicNs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * kNsPerSecond + now.tv_nsec;
+}
+
+Failure Failure::Sys(std::string syscall, int err) { return {Kind::sys, err, std::move(syscall), true}; }
+Failure Failure::Stream(std::string sentence) { return {Kind::stream, 0, std::move(sentence), true}; }
+
+Connection::Connection(int fd) : fd(fd), abort_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  struct stat what;
+  if (abort_fd_ < 0 || fstat(fd, &what) < 0) {
+    error_ = errno;
+    return;
+  }
+  socket_ = S_ISSOCK(what.st_mode);
+  pipe_ = S_ISFIFO(what.st_mode);
+  // Sockets take MSG_DONTWAIT per call; what is not one has only the flag of its open file description.
+  if (!socket_) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+Connection::~Connection() {
+  if (abort_fd_ >= 0) close(abort_fd_);
+}
+
+void Connection::Leave() {
+  if (users_.fetch_sub(1, std::memory_order_acq_rel) == 1 && error_ == 0) close(fd);
+}
+
+void Connection::Abort() {
+  if (aborted_.exchange(true, std::memory_order_acq_rel)) return;
+  uint64_t one = 1;
+  ssize_t ignored = write(abort_fd_, &one, sizeof one);
+  (void)ignored;
+  if (socket_) shutdown(fd, SHUT_RDWR);
+}
+
+void Connection::HalfClose() {
+  if (socket_) {
+    shutdown(fd, SHUT_WR);
+  } else if (pipe_) {
+    // The fd number stays ours until the end, but this end of the pipe goes now: that is a pipe's FIN.
+    int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (nowhere >= 0) {
+      dup3(nowhere, fd, O_CLOEXEC);
+      close(nowhere);
+    }
+  }
+}
+
+bool Connection::Wait(int other, short events, int64_t timeoutNs) const {
+  pollfd fds[2] = {{abort_fd_, POLLIN, 0}, {other, events, 0}};
+  timespec timeout = {timeoutNs / kNsPerSecond, timeoutNs % kNsPerSecond};
+  ppoll(fds, other >= 0 ? 2 : 1, timeoutNs < 0 ? nullptr : &timeout, nullptr);  // EINTR: the caller tries again
+  return !aborted();
+}
+
+void Direction::Account(const void* data, size_t length) {
+  crc.store(Crc32c(crc.load(std::memory_order_relaxed), data, length), std::memory_order_relaxed);
+}
+
+Failure TxWire::Send(iovec* vectors, size_t count, const char* doing) {
+  while (count > 0) {
+    if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
+    msghdr message{};
+    message.msg_iov = vectors;
+    message.msg_iovlen = std::min(count, kMaxVectors);
+    ssize_t sent = connection_.isSocket() ? sendmsg(connection_.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+                                          : writev(connection_.fd, vectors, static_cast<int>(message.msg_iovlen));
+    if (sent < 0) {
+      int err = errno;
+      if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
+      if (err == EINTR) continue;
+      if (err != EAGAIN) return Broken(err, doing);
+      connection_.Wait(connection_.fd, POLLOUT);
+      continue;
+    }
+    Count(sent);
+    size_t left = sent;
+    while (count > 0 && left >= vectors->iov_len) {
+      left -= vectors->iov_len;
+      vectors++;
+      count--;
+    }
+    if (left > 0) {
+      vectors->iov_base = static_cast<uint8_t*>(vectors->iov_base) + left;
+      vectors->iov_len -= left;
+    }
+  }
+  return {};
+}
+
+Failure TxWire::Write(const void* data, size_t length, const char* doing) {
+  Account(data, length);
+  iovec vector = {const_cast<void*>(data), length};
+  return length == 0 ? Failure{} : Send(&vector, 1, doing);
+}
+
+size_t TxWire::WriteNow(const void* data, size_t length) {
+  if (!connection_.isSocket() || connection_.aborted()) return 0;
+  ssize_t sent = send(connection_.fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent <= 0) return 0;  // an error shows again, with its sentence, when the thread tries
+  Account(data, sent);
+  Count(sent);
+  return sent;
+}
+
+bool TxWire::Pace(size_t length, uint64_t bytesPerSecond) {
+  if (bytesPerSecond == 0) return !connection_.aborted();
+  int64_t now = MonotonicNs();
+  // Idle time earns at most one burst.
+  paid_until_ns_ = std::max(paid_until_ns_, now - kBurstNs);
+  while (paid_until_ns_ > now) {
+    if (!connection_.Wait(-1, 0, paid_until_ns_ - now)) return false;
+    now = MonotonicNs();
+  }
+  paid_until_ns_ += static_cast<int64_t>(static_cast<double>(length) * kNsPerSecond / static_cast<double>(bytesPerSecond));
+  return !connection_.aborted();
+}
+
+Failure RxWire::Receive(void* into, size_t room, size_t& got, const char* doing) {
+  for (;;) {
+    if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
+    ssize_t came = connection_.isSocket() ? recv(connection_.fd, into, room, MSG_DONTWAIT) : read(connection_.fd, into, room);
+    int err = errno;
+    if (came > 0) {
+      got = came;
+      return {};
+    }
+    if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
+    if (came == 0) return Failure::Stream(std::string("the stream ended while ") + doing + ": the peer closed the connection");
+    if (err == EINTR) continue;
+    if (err != EAGAIN) return Broken(err, doing);
+    connection_.Wait(connection_.fd, POLLIN);
+  }
+}
+
+Failure RxWire::Need(size_t length, const char* doing) {
+  if (available() >= length) return {};
+  if (buffer_ == nullptr) buffer_.reset(new uint8_t[kCapacity]);
+  if (start_ > 0) {
+    memmove(buffer_.get(), buffer_.get() + start_, available());
+    end_ -= start_;
+    start_ = 0;
+  }
+  while (available() < length) {
+    size_t got = 0;
+    Failure failure = Receive(buffer_.get() + end_, kCapacity - end_, got, doing);
+    if (!failure.ok()) return failure;
+    end_ += got;
+  }
+  return {};
+}
+
+bool RxWire::ReadNow(uint8_t* into, size_t length) {
+  if (available() < length) return false;
+  Account(data(), length);
+  memcpy(into, data(), length);
+  Skip(length);
+  return true;
+}
+
+Failure RxWire::Read(uint8_t* into, size_t length, const char* doing) {
+  if (length <= kCapacity) {
+    Failure failure = Need(length, doing);
+    if (failure.ok()) ReadNow(into, length);
+    return failure;
+  }
+  size_t have = available();
+  ReadNow(into, have);
+  while (have < length) {
+    size_t got = 0;
+    Failure failure = Receive(into + have, length - have, got, doing);
+    if (!failure.ok()) return failure;
+    Account(into + have, got);
+    Count(got);
+    have += got;
+  }
+  return {};
+}
+
+}  // namespace ferry
