@@ -2,7 +2,12 @@
 // A failed syscall is a SysError (thrown only by native/), a wrong input or host a VmmError, bad state or stream bytes a StateError/StreamError.
 import { constants } from 'node:os';
 
-const NAMES = new Map<number, string>(Object.entries(constants.errno).map(([name, value]) => [value, name]));
+// EAGAIN has a second name, and one number must have one name everywhere.
+const NAMES = new Map<number, string>(
+  Object.entries(constants.errno)
+    .filter(([name]) => name !== 'EWOULDBLOCK')
+    .map(([name, value]) => [value, name]),
+);
 
 /** "ENOENT" for 2; "errno 524" for one that Node does not name. */
 export function errnoName(errno: number): string {

@@ -240,12 +240,14 @@ int AcceptOn(int listener) {
   for (;;) {
     pollfd waiting = {listener, POLLIN, 0};
     if (poll(&waiting, 1, -1) < 0 && errno != EINTR) return -errno;
+    // Shut down: it does not listen any more. accept itself would say EAGAIN for ever on a UNIX socket.
+    if ((waiting.revents & (POLLHUP | POLLERR)) != 0) return -ECANCELED;
     int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
     if (fd >= 0) {
       TuneStream(fd);
       return fd;
     }
-    if (errno == EINVAL) return -ECANCELED;  // shut down: it does not listen any more
+    if (errno == EINVAL) return -ECANCELED;
     if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) return -errno;
   }
 }
