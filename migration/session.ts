@@ -1,0 +1,54 @@
+// What the parts of one outgoing migration share: machine, stream, peer's answers, limits, the pages still to send. Made by source.ts, used
+// by rounds.ts, switchover.ts and way-back.ts; no behaviour of its own beyond the device list.
+import type { Device, Migratable } from '../devices/contract.ts';
+import type { PageBitmap } from '../native/addon.ts';
+import type { Machine, RunState } from '../vmm/api.ts';
+import type { MigrateOptions, MigrationProgress } from './api.ts';
+import type { ReportBuilder } from './report.ts';
+import type { ReturnListener } from './return-listener.ts';
+import type { StopFlag } from './stop-flag.ts';
+import type { OpenSection, StreamWriter } from './stream/writer.ts';
+
+/** A device with bulk state; `section` is open once START has been sent. */
+export interface LiveDevice {
+  readonly device: Device;
+  readonly live: Migratable;
+  section: OpenSection | null;
+}
+
+export interface SourceSession {
+  readonly machine: Machine;
+  readonly options: MigrateOptions;
+  readonly writer: StreamWriter;
+  readonly returns: ReturnListener;
+  readonly stop: StopFlag;
+  readonly report: ReportBuilder;
+  readonly live: readonly LiveDevice[];
+  /** Pages that have been collected and not sent yet. */
+  readonly rest: PageBitmap;
+  ramSection: OpenSection | null;
+  limits: { downtimeLimitMs: number; maxBandwidth: number };
+  progress: MigrationProgress;
+  /** What the run state was before the pause; null: not paused by this migration. */
+  stateBefore: RunState | null;
+  pausedAt: number;
+  /** From the last section on its way to PONG received: transit and the destination's load, which its report tells apart. */
+  answerWaitMs: number;
+  interruptsDetached: boolean;
+  trackingOn: boolean;
+  /** A new round has begun: MIGRATION_PASS. */
+  onPass(pass: number): void;
+}
+
+export function liveDevices(machine: Machine): LiveDevice[] {
+  const live: LiveDevice[] = [];
+  for (const device of machine.devices)
+    if (device.live !== null) live.push({ device, live: device.live, section: null });
+  return live;
+}
+
+/** A section that must be open by now; a programming error otherwise. */
+export function opened(section: OpenSection | null): OpenSection {
+  if (section === null) throw new Error('a section is used before its START was sent');
+  return section;
+}
