@@ -1,8 +1,10 @@
 // Precopy: collect what is dirty, decide, send it and the devices' share, wait until the destination has taken it; again until the rest fits
 // the downtime limit. Called by source.ts while the guest runs. A round ends with a PONG, so bandwidth is what the destination really takes,
 // and what a device refuses of its early data is known before the guest stops. architecture.md, flow (c).
+import type { PageBitmap } from '../native/addon.ts';
 import { VmmError } from '../native/errno.ts';
 import type { DirtyRound } from '../vmm/api.ts';
+import type { DirtyPages } from './api.ts';
 import { type Decision, decide, type RoundFacts } from './converge.ts';
 import { Bandwidth, switchOverBytes } from './estimate.ts';
 import { type LiveDevice, opened, type SourceSession } from './session.ts';
@@ -26,21 +28,20 @@ export class Rounds {
     this.#session = session;
   }
 
-  /** Returns when it is time to switch over; what has been collected and not sent is in session.rest. */
+  /** Returns when it is time to switch over; the tracker keeps what was collected and not sent. */
   async run(): Promise<void> {
-    const { stop, rest, report } = this.#session;
+    const { stop, report } = this.#session;
     for (;;) {
       stop.check();
       const began = performance.now();
       const round = await this.#session.machine.dirty.collect(false);
-      rest.or(round.bitmap);
       const dirty = report.dirtyOf(round, this.#n === 0);
-      const decision = await this.#decide();
+      const decision = await this.#decide(round.bitmap.count);
       this.#warn(round);
       if (decision.kind === 'switch') return;
       this.#n += 1;
       this.#session.onPass(this.#n);
-      await this.#send(dirty, began);
+      await this.#send(round.bitmap, dirty, began);
       const spent = performance.now() - began;
       if (spent < SHORTEST_ROUND_MS) await new Promise((resolve) => setTimeout(resolve, SHORTEST_ROUND_MS - spent));
     }
@@ -53,8 +54,8 @@ export class Rounds {
     this.#session.progress = { ...this.#session.progress, hint };
   }
 
-  async #decide(): Promise<Decision> {
-    const { machine, live, rest } = this.#session;
+  async #decide(dirtyPages: number): Promise<Decision> {
+    const { machine, live } = this.#session;
     const devices = await Promise.all(
       live.map(async ({ device, live }) => {
         const pending = await live.pending();
@@ -68,7 +69,7 @@ export class Rounds {
       }),
     );
     this.#history.push({
-      rest: { dirtyBytes: rest.count * PAGE_SIZE, coarseBytes: machine.dirty.coarseBytes, devices },
+      rest: { dirtyBytes: dirtyPages * PAGE_SIZE, coarseBytes: machine.dirty.coarseBytes, devices },
       bytesPerSecond: this.#bandwidth.bytesPerSecond,
     });
     if (this.#history.length > 16) this.#history.splice(1, 1);
@@ -92,11 +93,11 @@ export class Rounds {
     return decision;
   }
 
-  async #send(dirty: ReturnType<SourceSession['report']['dirtyOf']>, began: number): Promise<void> {
+  async #send(rest: PageBitmap, dirty: DirtyPages, began: number): Promise<void> {
     const { report, writer, returns } = this.#session;
     const bytesBefore = writer.channel.txBytes;
     const sendBegan = performance.now();
-    const pages = await this.#sendPages();
+    const pages = await this.#sendPages(rest);
     for (const device of this.#session.live) await this.#sendDevice(device);
     const ping = PING.rounds + this.#n;
     returns.expect(ping);
@@ -107,24 +108,24 @@ export class Rounds {
     report.round({ ms: Math.round(now - began), ...pages, dirty, ended: 'all sent' });
   }
 
-  async #sendPages(): Promise<{ sentPages: number; zeroPages: number }> {
-    const { machine, rest, report, writer, ramSection, stop } = this.#session;
+  async #sendPages(rest: PageBitmap): Promise<{ sentPages: number; zeroPages: number }> {
+    const { machine, report, writer, ramSection, stop } = this.#session;
     const total = rest.count;
     const sum = { sentPages: 0, zeroPages: 0 };
     const began = performance.now();
     let from = 0;
-    while (sum.sentPages < total) {
+    while (sum.sentPages + sum.zeroPages < total) {
       stop.check();
       const { maxBandwidth } = this.#session.limits;
       const slice = { from, maxPages: this.#slicePages(maxBandwidth), bytesPerSecond: maxBandwidth };
       const sent = await sendRam(writer, 'part', opened(ramSection), { ram: machine.ram, bitmap: rest }, slice);
-      if (sent.pages === 0) break;
+      if (sent.pages + sent.zeroPages === 0) break;
       from = sent.next;
       sum.sentPages += sent.pages;
       sum.zeroPages += sent.zeroPages;
       report.bytes.ram += sent.bytes;
       report.bytes.zeroPages += sent.zeroPages;
-      this.#progress((total - sum.sentPages) * PAGE_SIZE, sent.pages, sent.zeroPages);
+      this.#progress((total - sum.sentPages - sum.zeroPages) * PAGE_SIZE, sent.pages, sent.zeroPages);
       if (this.#session.options.timeoutMs !== null) this.#judge();
     }
     const seconds = (performance.now() - began) / 1000;
@@ -149,7 +150,7 @@ export class Rounds {
       sentBytes: session.writer.channel.txBytes,
       bytesPerSecond: Math.round(this.#bandwidth.bytesPerSecond),
       zeroPages: progress.zeroPages + zeroPages,
-      normalPages: progress.normalPages + pages - zeroPages,
+      normalPages: progress.normalPages + pages,
     };
   }
 

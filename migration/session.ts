@@ -1,7 +1,6 @@
 // What the parts of one outgoing migration share: machine, stream, peer's answers, limits, the pages still to send. Made by source.ts, used
 // by rounds.ts, switchover.ts and way-back.ts; no behaviour of its own beyond the device list.
 import type { Device, Migratable } from '../devices/contract.ts';
-import type { PageBitmap } from '../native/addon.ts';
 import type { Machine, RunState } from '../vmm/api.ts';
 import type { MigrateOptions, MigrationProgress } from './api.ts';
 import type { ReportBuilder } from './report.ts';
@@ -24,8 +23,6 @@ export interface SourceSession {
   readonly stop: StopFlag;
   readonly report: ReportBuilder;
   readonly live: readonly LiveDevice[];
-  /** Pages that have been collected and not sent yet. */
-  readonly rest: PageBitmap;
   ramSection: OpenSection | null;
   limits: { downtimeLimitMs: number; maxBandwidth: number };
   progress: MigrationProgress;

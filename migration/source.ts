@@ -1,7 +1,7 @@
 // The outgoing migration: connects the phases, owns cancel, silence and the one point of no return. migrateTo() is called by control; it
 // never rejects: `done` says how it ended, and the guest runs at exactly one side then. All on the JS thread; bytes move on the channel's.
 // Before EOF every failure walks phases.WAY_BACK; after it the source is postmigrate for good. docs/stream.md, architecture.md flow (d).
-import { type Channel, kvmNode, type PageBitmap } from '../native/addon.ts';
+import type { Channel } from '../native/addon.ts';
 import { VmmError } from '../native/errno.ts';
 import type { Machine } from '../vmm/api.ts';
 import type { MigrateOptions, Migration, MigrationOutcome, MigrationProgress, MigrationStatus } from './api.ts';
@@ -13,7 +13,7 @@ import { liveDevices, type SourceSession } from './session.ts';
 import { asError, StopFlag, settleAll } from './stop-flag.ts';
 import { describeMachine } from './stream/config-section.ts';
 import { startBulk } from './stream/device-section.ts';
-import { bulkSectionName, CONFIG_SECTION_VERSION, MACHINE_NAME, PAGE_SIZE, PING, SECTION } from './stream/format.ts';
+import { bulkSectionName, CONFIG_SECTION_VERSION, MACHINE_NAME, PING, SECTION } from './stream/format.ts';
 import { startRam } from './stream/ram-section.ts';
 import { StreamWriter } from './stream/writer.ts';
 import { answerDeadlineMs, SwitchOver, saveStates } from './switchover.ts';
@@ -22,14 +22,8 @@ import { wayBack } from './way-back.ts';
 /** Before the pause: neither a byte sent nor a word heard for this long is a failure. */
 const SILENCE_MS = 30_000;
 
-/** `bitmap`: made by the addon; tests of the state machine bring their own. */
-export function migrateTo(
-  machine: Machine,
-  peer: Channel,
-  options: MigrateOptions,
-  bitmap: (pages: number) => PageBitmap = (pages) => kvmNode().createBitmap(pages),
-): Migration {
-  return new SourceMigration(machine, peer, options, bitmap);
+export function migrateTo(machine: Machine, peer: Channel, options: MigrateOptions): Migration {
+  return new SourceMigration(machine, peer, options);
 }
 
 class SourceMigration implements Migration {
@@ -40,7 +34,7 @@ class SourceMigration implements Migration {
   #handedOver = false;
   #ended = false;
 
-  constructor(machine: Machine, peer: Channel, options: MigrateOptions, bitmap: (pages: number) => PageBitmap) {
+  constructor(machine: Machine, peer: Channel, options: MigrateOptions) {
     this.#session = {
       machine,
       options,
@@ -49,7 +43,6 @@ class SourceMigration implements Migration {
       stop: new StopFlag(() => peer.abort()),
       report: new ReportBuilder(),
       live: liveDevices(machine),
-      rest: bitmap(machine.ram.size / PAGE_SIZE),
       ramSection: null,
       limits: { downtimeLimitMs: options.downtimeLimitMs, maxBandwidth: options.maxBandwidth },
       progress: firstProgress(machine.ram.size),
@@ -220,7 +213,6 @@ class SourceMigration implements Migration {
     this.#ended = true;
     session.report.devices = session.live.map(({ device, live }) => ({ id: device.id, ...live.moved }));
     session.progress = { ...session.progress, phase: 'ended' };
-    session.rest.close();
   }
 
   async #handOver(): Promise<MigrationOutcome> {

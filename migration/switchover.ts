@@ -1,6 +1,7 @@
 // The switch-over: walks phases.SWITCH_OVER, each step timed for the report; a step that fails leaves the session in a state from which
 // way-back.ts leads to a running guest. Called by source.ts once rounds.ts says so. main-job.md, "Order at switch-over".
 import { VmmError } from '../native/errno.ts';
+import type { DirtyRound } from '../vmm/api.ts';
 import { SWITCH_OVER, type SwitchOverStep } from './phases.ts';
 import { opened, type SourceSession } from './session.ts';
 import { settleAll } from './stop-flag.ts';
@@ -22,6 +23,7 @@ const FOR_QEMU: ReadonlySet<SwitchOverStep> = new Set<SwitchOverStep>(['pause', 
 export class SwitchOver {
   readonly #session: SourceSession;
   #saved: SavedState[] = [];
+  #lastRound: DirtyRound | null = null;
   readonly #actions: Readonly<Record<SwitchOverStep, () => Promise<void>>>;
 
   constructor(session: SourceSession) {
@@ -106,31 +108,23 @@ export class SwitchOver {
   }
 
   async #collectRest(): Promise<void> {
-    const { machine, rest, report } = this.#session;
-    const round = await machine.dirty.collect(true);
-    rest.or(round.bitmap);
-    this.#finalDirty = report.dirtyOf(round, false);
+    this.#lastRound = await this.#session.machine.dirty.collect(true);
   }
-  #finalDirty: ReturnType<SourceSession['report']['dirtyOf']> = {
-    kvm: null,
-    vmm: null,
-    deviceLog: null,
-    container: null,
-  };
 
   async #sendRest(): Promise<void> {
-    const { machine, rest, report, writer, ramSection, options } = this.#session;
+    const { machine, report, writer, ramSection, options } = this.#session;
+    const round = this.#lastRound!;
     const began = performance.now();
     // The guest waits: the bandwidth limit is for rounds in which it runs (QEMU lifts it here, too).
-    const slice = { from: 0, maxPages: rest.pages, bytesPerSecond: 0 };
-    const sent = await sendRam(writer, 'end', opened(ramSection), { ram: machine.ram, bitmap: rest }, slice);
+    const slice = { from: 0, maxPages: round.bitmap.pages, bytesPerSecond: 0 };
+    const sent = await sendRam(writer, 'end', opened(ramSection), { ram: machine.ram, bitmap: round.bitmap }, slice);
     report.bytes.ram += sent.bytes;
     report.bytes.zeroPages += sent.zeroPages;
     report.round({
       ms: Math.round(performance.now() - began),
       sentPages: sent.pages,
       zeroPages: sent.zeroPages,
-      dirty: this.#finalDirty,
+      dirty: report.dirtyOf(round, false),
       ended: 'guest stopped',
     });
     if (!options.peerIsQemu) await this.#ping(PING.ramArrived);

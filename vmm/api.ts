@@ -102,7 +102,7 @@ export interface DirtyOptions {
 export interface DirtyTracker {
   /** Starts all sources. Everything counts as dirty in the first round. */
   start(options: DirtyOptions): Promise<void>;
-  /** Collects every source (the coarse ones only when `last`) and swaps: the result holds the pages to send in this round.
+  /** Collects every source (the coarse ones only when `last`) into what earlier rounds left unsent: the pages to send in this round.
    *  A source that fails makes all RAM dirty and is named in `failed`. */
   collect(last: boolean): Promise<DirtyRound>;
   /** True when a coarse source will make the last round big: bytes it will add. 0 otherwise. */
@@ -111,7 +111,7 @@ export interface DirtyTracker {
   stop(): Promise<void>;
 }
 export interface DirtyRound {
-  /** Owned by the tracker; valid until the next collect(). The sender clears bits as it sends. */
+  /** Owned by the tracker, the same one each round. The sender clears bits as it sends; what it leaves set is in the next round, too. */
   readonly bitmap: PageBitmap;
   /** Pages that each source alone returned; null: not in use. */
   readonly pages: Readonly<Record<DirtySourceKind, number | null>>;
