@@ -12,24 +12,27 @@ export class ContainerDirty implements DirtySource {
   readonly fallback = null;
   readonly #port: ContainerDirtyPort;
   readonly #ram: readonly RamRange[];
-  readonly #scratch: PageBitmap;
-  /** Several devices share this source: the first starts it, the last stops it. */
-  #users = 0;
+  readonly #newBitmap: () => PageBitmap;
+  /** The kernel overwrites it; it is ORed into the round. Null: not started. */
+  #scratch: PageBitmap | null = null;
 
-  constructor(port: ContainerDirtyPort, ram: readonly RamRange[], scratch: PageBitmap, coarse: boolean) {
+  constructor(port: ContainerDirtyPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, coarse: boolean) {
     this.#port = port;
     this.#ram = ram;
-    this.#scratch = scratch;
+    this.#newBitmap = newBitmap;
     this.coarse = coarse;
   }
 
+  /** Several devices share this source; the tracker starts and stops it once. */
   async start(_ranges: readonly GpaRange[]): Promise<void> {
-    if (this.#users === 0) await this.#port.start();
-    this.#users += 1;
+    if (this.#scratch !== null) return;
+    await this.#port.start();
+    this.#scratch = this.#newBitmap();
   }
 
   async collect(into: PageBitmap): Promise<number> {
     const scratch = this.#scratch;
+    if (scratch === null) return 0;
     scratch.zero();
     // Per mapping: GET_BITMAP may not split one.
     for (const range of this.#ram) await this.#port.report(range, scratch);
@@ -38,9 +41,10 @@ export class ContainerDirty implements DirtySource {
   }
 
   async stop(): Promise<void> {
-    if (this.#users === 0) return;
-    this.#users -= 1;
-    if (this.#users === 0) await this.#port.stop();
+    if (this.#scratch === null) return;
+    this.#scratch.close();
+    this.#scratch = null;
+    await this.#port.stop();
   }
 }
 

@@ -90,49 +90,40 @@ export function loggingSpans(ranges: readonly GpaRange[]): GpaRange[] {
   return spans;
 }
 
-/** Whether START and REPORT both work here: some kernels take START and always refuse REPORT (no iova bitmap built in). */
-export async function dmaLogWorks(port: DmaLogPort, ram: readonly RamRange[], scratch: PageBitmap): Promise<boolean> {
-  const first = ram[0];
-  if (first === undefined) return false;
-  try {
-    await port.start([{ start: first.gpa, length: first.size }], PAGE);
-  } catch {
-    return false;
-  }
-  try {
-    await port.report(first, scratch);
-    return true;
-  } catch {
-    return false;
-  } finally {
-    await port.stop();
-  }
-}
-
 export class DmaLog implements DirtySource {
   readonly name = 'deviceLog';
   readonly coarse = false;
   readonly fallback: DirtySource | null;
   readonly #port: DmaLogPort;
   readonly #ram: readonly RamRange[];
-  /** The driver ORs into it, so it is zeroed before each report; separate, to count what this source alone says. */
-  readonly #scratch: PageBitmap;
-  #started = false;
+  readonly #newBitmap: () => PageBitmap;
+  /** The driver ORs into it, so it is zeroed before each report; separate, to count what this source alone says. Null: not started. */
+  #scratch: PageBitmap | null = null;
 
-  constructor(port: DmaLogPort, ram: readonly RamRange[], scratch: PageBitmap, fallback: DirtySource | null) {
+  constructor(port: DmaLogPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, fallback: DirtySource | null) {
     this.#port = port;
     this.#ram = ram;
-    this.#scratch = scratch;
+    this.#newBitmap = newBitmap;
     this.fallback = fallback;
   }
 
+  /** Rejects, with the log off, where START works and REPORT does not: kernels whose VFIO was built without an iova bitmap (Debian's
+   *  6.12 with IOMMUFD off) take START and refuse every REPORT. The tracker takes the fallback then. */
   async start(ranges: readonly GpaRange[]): Promise<void> {
     await this.#port.start(loggingSpans(ranges), PAGE);
-    this.#started = true;
+    this.#scratch = this.#newBitmap();
+    try {
+      const first = this.#ram[0];
+      if (first !== undefined) await this.#port.report(first, this.#scratch);
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
   }
 
   async collect(into: PageBitmap): Promise<number> {
     const scratch = this.#scratch;
+    if (scratch === null) return 0;
     scratch.zero();
     for (const range of this.#ram) await this.#port.report(range, scratch);
     into.or(scratch);
@@ -140,8 +131,9 @@ export class DmaLog implements DirtySource {
   }
 
   async stop(): Promise<void> {
-    if (!this.#started) return;
-    this.#started = false;
+    if (this.#scratch === null) return;
+    this.#scratch.close();
+    this.#scratch = null;
     await this.#port.stop();
   }
 }

@@ -1,0 +1,159 @@
+// The device type 'vfio-pci' with QEMU's property names: opens the device, puts the guest-visible function together.
+// Registered by the machine's registry; create() is called once per -device. One container per machine is shared by all of them.
+// QEMU: `-device vfio-pci,help`; ours are the properties that begin with x-device-log, x-switchover and x-stop-copy.
+import { join } from 'node:path';
+import { VmmError } from '../../native/errno.ts';
+import type { DeviceHost, DeviceType, DirtySource, Migratable, PropertySpec, PropertyValue } from '../contract.ts';
+import { type Bdf, parseBdf } from './host-pci.ts';
+import type { HostPaths, KernelDoor } from './kernel-door.ts';
+import { AllOfRam, ContainerDirty } from './migration/container-dirty.ts';
+import { Immovable, VfioLive } from './migration/device-state.ts';
+import { DmaLog } from './migration/dma-log.ts';
+import { VfioContainer } from './open-group.ts';
+import { VfioPciFunction } from './pci-function.ts';
+import { forceReset } from './reset.ts';
+import type { DmaSpace, VfioTransport } from './transport.ts';
+
+const PAGE = 4096;
+/** Measured: edu needs 0.2-0.3 s (its DMA engine takes 100 ms a transfer). Others say theirs by the property. */
+const DEFAULT_FIXED_MS = 300;
+
+const text = (help: string): PropertySpec => ({ kind: 'string', required: false, help });
+const flag = (help: string): PropertySpec => ({ kind: 'boolean', required: false, help });
+
+const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
+  host: text('PCI address on this host: 0000:65:00.0'),
+  sysfsdev: text("the device's directory in sysfs, instead of host="),
+  'x-no-mmap': flag('trap every BAR access instead of mapping BARs into the guest (slow; for debugging)'),
+  'enable-migration': text('on, off or auto (default): off forbids to move the guest'),
+  'x-device-log': flag("off: do not use the device's own log of its DMA writes, but the IOMMU container's dirty pages"),
+  'x-switchover-time': {
+    kind: 'number',
+    required: false,
+    help: `milliseconds that the device needs at switch-over beyond its bytes (default ${DEFAULT_FIXED_MS})`,
+  },
+  'x-stop-copy-size': {
+    kind: 'size',
+    required: false,
+    help: 'bytes of device state to expect where the driver cannot say (kernels before 6.2)',
+  },
+};
+
+/** What the passed-through devices of one machine have in common. */
+interface Shared {
+  readonly container: VfioContainer;
+  containerDirty: DirtySource | null;
+  devices: number;
+}
+
+export interface VfioPciTypeParts {
+  readonly door: KernelDoor;
+  readonly paths: HostPaths;
+  /** Opens another kind of transport: tests. null: /dev/vfio. */
+  readonly open: ((bdf: Bdf, host: DeviceHost) => Promise<{ transport: VfioTransport; dma: DmaSpace | null }>) | null;
+}
+
+export function createVfioPciType({ door, paths, open }: VfioPciTypeParts): DeviceType {
+  const machines = new WeakMap<DeviceHost, Shared>();
+  const sharedOf = (host: DeviceHost): Shared => {
+    const known = machines.get(host);
+    if (known !== undefined) return known;
+    const made: Shared = { container: new VfioContainer(door, paths, host), containerDirty: null, devices: 0 };
+    machines.set(host, made);
+    return made;
+  };
+  return {
+    name: 'vfio-pci',
+    help: 'a PCI device of this host, given to the guest by VFIO (bind it first: `ferry vfio bind ADDRESS`)',
+    properties: PROPERTIES,
+    async create(host, id, properties) {
+      const bdf = addressOf(properties);
+      const shared = sharedOf(host);
+      const { transport, dma } =
+        open === null
+          ? { transport: await shared.container.open(bdf), dma: shared.container.dma }
+          : await open(bdf, host);
+      try {
+        const dirty = dirtyOf({ host, door, shared, transport, dma, properties });
+        const device = new VfioPciFunction({
+          host,
+          id,
+          transport,
+          dirty,
+          mmap: properties['x-no-mmap'] !== true,
+          live: (made) => liveOf(made, transport, shared, properties),
+          closed: () => {
+            shared.devices -= 1;
+          },
+        });
+        shared.devices += 1;
+        return device;
+      } catch (error) {
+        await transport.close();
+        throw error;
+      }
+    },
+  };
+}
+
+function addressOf(properties: Readonly<Record<string, PropertyValue>>): Bdf {
+  const { host, sysfsdev } = properties;
+  if (typeof host === 'string' && sysfsdev === undefined) return parseBdf(host);
+  if (typeof sysfsdev === 'string' && host === undefined) {
+    return parseBdf(join('/', sysfsdev).split('/').at(-1) ?? '');
+  }
+  throw new VmmError(
+    'device-property',
+    'vfio-pci needs host=ADDRESS (or sysfsdev=PATH), for example host=0000:65:00.0',
+  );
+}
+
+interface DirtyParts {
+  readonly host: DeviceHost;
+  readonly door: KernelDoor;
+  readonly shared: Shared;
+  readonly transport: VfioTransport;
+  readonly dma: DmaSpace | null;
+  readonly properties: Readonly<Record<string, PropertyValue>>;
+}
+
+/** The device's log, else the container's pages, else all of RAM. */
+function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts): DirtySource {
+  const ram = host.memory.ranges;
+  const newBitmap = () => door.createBitmap(host.ram.size / PAGE);
+  if (shared.containerDirty === null) {
+    const port = dma?.dirty ?? null;
+    // A device behind an IOMMU: type1 knows no more than that its pages are pinned. linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES
+    shared.containerDirty = port === null ? new AllOfRam(ram) : new ContainerDirty(port, ram, newBitmap, true);
+  }
+  const wanted = properties['x-device-log'] !== false && transport.dmaLog !== null;
+  return wanted ? new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty) : shared.containerDirty;
+}
+
+function liveOf(
+  device: VfioPciFunction,
+  transport: VfioTransport,
+  shared: Shared,
+  properties: Readonly<Record<string, PropertyValue>>,
+): Migratable {
+  const port = transport.migration;
+  if (port === null) {
+    return new Immovable(
+      `${transport.name} cannot be migrated: its driver offers no VFIO migration; bind the vendor's VFIO driver with \`ferry vfio bind ${transport.name} --driver NAME\``,
+    );
+  }
+  const { 'x-switchover-time': fixed, 'x-stop-copy-size': size } = properties;
+  const recoverable = {
+    name: transport.name,
+    port,
+    log: device.resetHost.log,
+    reset: () => forceReset(device.resetHost),
+    rearm: () => device.rearm(),
+  };
+  return new VfioLive(recoverable, {
+    fixedDowntimeMs: typeof fixed === 'number' ? fixed : DEFAULT_FIXED_MS,
+    stopCopySize: typeof size === 'number' ? size : null,
+    disabled: properties['enable-migration'] === 'off',
+    deviceCount: () => shared.devices,
+  });
+}
