@@ -1,9 +1,10 @@
 // PCI bus 0: the two ways to its configuration space (mechanism 1 at 0xcf8/0xcfc and ECAM), the host bridge's own function 00:00.0,
 // slot assignment and INTx wiring. Built by the machine, which claims `claims` and attaches the functions. JS thread.
 // PCI 3.0, 3.2.2.3.2 (mechanism 1); PCIe 5.0, 7.2.2 (ECAM); PCI 3.0, 2.2.6 (interrupt pins).
-import { StateError, VmmError } from '../../native/errno.ts';
+import { VmmError } from '../../native/errno.ts';
 import type { Claim, Device, PciFunction, Region, Stateful, Width } from '../contract.ts';
 import type { ResetControl } from '../platform/reset-control.ts';
+import { StateRecord } from '../state-record.ts';
 import { CONFIG_SIZE, ConfigSpace } from './config-space.ts';
 
 export interface HostBridgeOptions {
@@ -34,7 +35,7 @@ export class HostBridge implements Device {
   readonly state: Stateful = {
     version: 1,
     save: () => ({ address: this.#address, config: this.#own.save() }),
-    load: (state) => this.#load(state),
+    load: (state, version) => this.#load(state, version),
   };
   readonly #own = new ConfigSpace();
   readonly #powerOn: Uint8Array;
@@ -172,13 +173,11 @@ export class HostBridge implements Device {
     return onBus0Function0 ? (this.#slots[target >>> 11] ?? null) : null;
   }
 
-  #load(state: unknown): void {
-    const { address, config } = (state ?? {}) as { address?: unknown; config?: unknown };
-    if (typeof address !== 'number' || (address & ADDRESS_BITS) >>> 0 !== address) {
-      throw new StateError('pci-host: a configuration address wanted');
-    }
-    const bytes = this.#own.check(config);
-    this.#address = address;
+  #load(state: unknown, version: number): void {
+    const record = new StateRecord(this.id, state, version, 1);
+    const address = record.integer('address', 0xffffffff);
+    const bytes = this.#own.check(record.bytes('config', this.#powerOn.length, this.#powerOn.length));
+    this.#address = (address & ADDRESS_BITS) >>> 0;
     this.#own.restore(bytes);
   }
 }

@@ -1,6 +1,5 @@
 // A PCI function composed of its parts: identity, BARs, one kind of interrupt, and the device's own state. This is what plug-ins are
 // made with (docs/plugins.md); the author writes register semantics, everything that PCI asks for is here. JS thread.
-import { StateError } from '../../native/errno.ts';
 import type {
   DeviceHost,
   DirtySource,
@@ -12,8 +11,9 @@ import type {
   Stateful,
   Width,
 } from '../contract.ts';
+import { StateRecord } from '../state-record.ts';
 import { type BarKind, Bars } from './bars.ts';
-import { COMMAND, ConfigSpace, HEADER, STATUS } from './config-space.ts';
+import { COMMAND, CONFIG_SIZE, ConfigSpace, HEADER, STATUS } from './config-space.ts';
 import { MsiCapability } from './msi.ts';
 import { MSIX_ENTRY_SIZE, Msix, type MsixState } from './msix.ts';
 import { VectorBinding } from './vector-binding.ts';
@@ -91,7 +91,7 @@ class ComposedFunction implements SimpleFunction {
   readonly state: Stateful = {
     version: STATE_VERSION,
     save: () => this.#save(),
-    load: (state) => this.#load(state),
+    load: (state, version) => this.#load(state, version),
   };
   readonly #spec: SimpleFunctionSpec;
   readonly #config = new ConfigSpace();
@@ -241,11 +241,12 @@ class ComposedFunction implements SimpleFunction {
   }
 
   /** Everything is judged before anything is changed; the device's own load() judges for itself, so it comes first. */
-  #load(state: unknown): void {
-    const { config, line, vectors, device, deviceVersion } = (state ?? {}) as Record<string, unknown>;
-    const bytes = this.#config.check(config);
-    if (typeof line !== 'boolean') throw new StateError(`${this.id}: the level of its interrupt line wanted`);
-    if (typeof deviceVersion !== 'number') throw new StateError(`${this.id}: the version of its state wanted`);
+  #load(state: unknown, version: number): void {
+    const record = new StateRecord(this.id, state, version, STATE_VERSION);
+    const bytes = this.#config.check(record.bytes('config', 0, CONFIG_SIZE));
+    const line = record.flag('line');
+    const deviceVersion = record.integer('deviceVersion', Number.MAX_SAFE_INTEGER);
+    const { vectors, device } = state as { vectors: unknown; device: unknown };
     const placeVectors = this.#vectors?.prepare(vectors) ?? null;
     this.#spec.state?.load(device, deviceVersion);
     this.#config.restore(bytes);

@@ -1,8 +1,8 @@
 // The two ports by which a guest resets a PC without a keyboard controller: 0xcf9 (reached through the host bridge, in whose address
 // register it lies; ACPI's reset register) and 0x92, system control port A. Built by the machine. JS thread.
 // Intel ICH9 datasheet, 13.7.5 RST_CNT; IBM PS/2 technical reference, system control port A.
-import { StateError } from '../../native/errno.ts';
 import type { Claim, Device, DeviceHost, Region, Stateful } from '../contract.ts';
+import { StateRecord } from '../state-record.ts';
 
 const RESET_CPU = 0x04;
 const FULL_RESET_AND_KIND = 0x0a;
@@ -21,7 +21,7 @@ export class ResetControl implements Device {
   readonly state: Stateful = {
     version: 1,
     save: () => ({ control: this.#control, portA: this.#portA }),
-    load: (state) => this.#load(state),
+    load: (state, version) => this.#load(state, version),
   };
   readonly #host: Resets;
   #control = 0;
@@ -68,14 +68,10 @@ export class ResetControl implements Device {
     };
   }
 
-  #load(state: unknown): void {
-    const { control, portA } = (state ?? {}) as { control?: unknown; portA?: unknown };
-    if (!isByte(control) || !isByte(portA)) throw new StateError('reset-control: two bytes wanted');
+  #load(state: unknown, version: number): void {
+    const record = new StateRecord(this.id, state, version, 1);
+    const control = record.byte('control');
+    this.#portA = record.byte('portA');
     this.#control = control;
-    this.#portA = portA;
   }
-}
-
-function isByte(value: unknown): value is number {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 0xff;
 }
