@@ -38,7 +38,7 @@ export interface MemorySlice {
 /** mmap of a device fd (a BAR, a dirty ring). */
 export interface HostMapping {
   readonly size: number;
-  /** A view for tests and trapped access; detached by unmap(). */
+  /** A view of (at most the first 1 GiB of) it for tests and trapped access; detached by unmap(). */
   readonly view: ArrayBuffer;
   unmap(): void;
 }
@@ -85,12 +85,14 @@ export interface VcpuLoopHandlers {
 export interface VcpuLoop {
   /** KVM_CREATE_VCPU + mmap of kvm_run + a native thread, parked. Throws SysError. */
   addVcpu(vmFd: number, index: number, runSize: number): Vcpu;
-  /** Lets all vCPUs run. */
+  /** Lets all vCPUs run; any number of times. Throws while a pause is under way; nothing when they run already. */
   start(): void;
   /** Kicks all; resolves when each thread is parked and has finished its outstanding PIO/MMIO (one KVM_RUN with immediate_exit after
-   *  the answer; KVM api.rst, KVM_EXIT_IO). exit() goes on being called for those still waiting meanwhile. The ring is drained. */
+   *  the answer; KVM api.rst, KVM_EXIT_IO). exit() goes on being called for those still waiting meanwhile. The ring is drained.
+   *  An exit that was answered false is completed too, with what lies in its kvm_run: start() goes on behind it. May be called inside
+   *  a handler. Rejects with SysError ECANCELED when close() overtakes it. */
   pause(): Promise<void>;
-  /** Re-enters one vCPU that exit() left parked. */
+  /** Re-enters one vCPU that exit() left parked (or whose KVM_RUN failed). Nothing when it runs. */
   resume(index: number): void;
   /** Fast window over [base, base+size). reads/posts are offsets; shadow may be shared with JS (its memory is read by the thread). */
   addFast(
@@ -103,7 +105,7 @@ export interface VcpuLoop {
   /** Replays what is in the ring now. */
   drainPosted(): void;
   readonly stats: { readonly exits: number; readonly fastReads: number; readonly posted: number };
-  /** Stops and joins all threads, closes the vCPU fds. */
+  /** Stops and joins all threads, closes the vCPU fds. Idempotent; may be called inside a handler. */
   close(): Promise<void>;
 }
 

@@ -79,9 +79,11 @@ Napi::Value PropertyOf(const Napi::Value& object, const char* name) {
   return value.IsEmpty() ? object.Env().Undefined() : value;
 }
 
-Napi::Value CallFromLoop(Napi::Env env, const Napi::Function& callback, std::initializer_list<napi_value> args) {
+Napi::Value CallFromLoop(Napi::Env env, const Napi::Function& callback, std::initializer_list<napi_value> args,
+                         napi_value self) {
   napi_value result = nullptr;
-  napi_make_callback(env, nullptr, env.Global(), callback, args.size(), args.begin(), &result);
+  if (self == nullptr) self = env.Global();
+  napi_make_callback(env, nullptr, self, callback, args.size(), args.begin(), &result);
   bool pending = false;
   napi_is_exception_pending(env, &pending);
   if (pending) {

@@ -45,7 +45,11 @@ std::optional<Bytes> ReadBytes(const Napi::Value& value, const char* what);
 /** A property of an object argument, undefined where it is not one. */
 Napi::Value PropertyOf(const Napi::Value& object, const char* name);
 
-/** Calls into JS from the event loop (no JS frame below): an exception becomes an uncaughtException, as for any Node callback. */
-Napi::Value CallFromLoop(Napi::Env env, const Napi::Function& callback, std::initializer_list<napi_value> args);
+/**
+ * Calls into JS from the event loop: an exception becomes an uncaughtException, as for any Node callback, and microtasks run when it
+ * was the outermost call. `self` is the callback's this; null: the global object.
+ */
+Napi::Value CallFromLoop(Napi::Env env, const Napi::Function& callback, std::initializer_list<napi_value> args,
+                         napi_value self = nullptr);
 
 }  // namespace ferry

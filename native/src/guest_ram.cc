@@ -34,27 +34,6 @@ constexpr uint64_t kWindow = uint64_t{1} << 30;
 constexpr napi_type_tag kRamTag = {0x6665727279000001, 0x6775657374726d31};
 constexpr napi_type_tag kMappingTag = {0x6665727279000002, 0x686f73746d617031};
 
-/** An external ArrayBuffer over part of a mapping; the mapping lives as long as the buffer does. */
-Napi::Value ExternalBuffer(Napi::Env env, const std::shared_ptr<Mapping>& mapping, uint64_t offset, uint64_t length) {
-  auto* held = new std::shared_ptr<Mapping>(mapping);
-  napi_value buffer = nullptr;
-  napi_status status = napi_create_external_arraybuffer(
-      env, mapping->base + offset, length, [](napi_env, void*, void* hint) { delete static_cast<std::shared_ptr<Mapping>*>(hint); },
-      held, &buffer);
-  if (status != napi_ok) {
-    delete held;
-    return ThrowType(env, "this Node does not take external ArrayBuffers");
-  }
-  return Napi::Value(env, buffer);
-}
-
-void Detach(Napi::Env env, Napi::Reference<Napi::ArrayBuffer>& buffer) {
-  if (buffer.IsEmpty()) return;
-  Napi::HandleScope scope(env);
-  napi_detach_arraybuffer(env, buffer.Value());
-  buffer.Reset();
-}
-
 /** 64-bit content hash over four lanes: enough to tell two RAM images apart in tests and bench, and fast. Not cryptographic. */
 uint64_t HashOf(const uint8_t* bytes, uint64_t length) {
   constexpr uint64_t kMultiplier = 0x9e3779b97f4a7c15;
@@ -204,7 +183,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
     return Napi::Number::New(env, static_cast<double>(status.st_blocks) * 512);
   }
   Napi::Value Close(const Napi::CallbackInfo& info) {
-    for (Napi::Reference<Napi::ArrayBuffer>& window : windows_) Detach(info.Env(), window);
+    for (Napi::Reference<Napi::ArrayBuffer>& window : windows_) DetachBuffer(info.Env(), window);
     windows_.clear();
     mapping_.reset();
     return info.Env().Undefined();
@@ -247,7 +226,7 @@ class HostMapping : public Napi::ObjectWrap<HostMapping> {
     return view_.Value();
   }
   Napi::Value Unmap(const Napi::CallbackInfo& info) {
-    Detach(info.Env(), view_);
+    DetachBuffer(info.Env(), view_);
     mapping_.reset();
     return info.Env().Undefined();
   }
@@ -318,6 +297,26 @@ std::shared_ptr<Mapping> Unwrap(const Napi::Value& value, const napi_type_tag& t
 }
 
 }  // namespace
+
+Napi::Value ExternalBuffer(Napi::Env env, const std::shared_ptr<Mapping>& mapping, uint64_t offset, uint64_t length) {
+  auto* held = new std::shared_ptr<Mapping>(mapping);
+  napi_value buffer = nullptr;
+  napi_status status = napi_create_external_arraybuffer(
+      env, mapping->base + offset, length, [](napi_env, void*, void* hint) { delete static_cast<std::shared_ptr<Mapping>*>(hint); },
+      held, &buffer);
+  if (status != napi_ok) {
+    delete held;
+    return ThrowType(env, "this Node does not take external ArrayBuffers");
+  }
+  return Napi::Value(env, buffer);
+}
+
+void DetachBuffer(Napi::Env env, Napi::Reference<Napi::ArrayBuffer>& buffer) {
+  if (buffer.IsEmpty()) return;
+  Napi::HandleScope scope(env);
+  napi_detach_arraybuffer(env, buffer.Value());
+  buffer.Reset();
+}
 
 std::shared_ptr<Mapping> RamOf(const Napi::Value& value) { return Unwrap<GuestRam>(value, kRamTag, "GuestRam"); }
 std::shared_ptr<Mapping> HostMappingOf(const Napi::Value& value) {

@@ -26,4 +26,9 @@ class Mapping {
 std::shared_ptr<Mapping> RamOf(const Napi::Value& value);
 std::shared_ptr<Mapping> HostMappingOf(const Napi::Value& value);
 
+/** An external ArrayBuffer over part of a mapping, which lives as long as the buffer does; a TypeError pending where Node refuses. */
+Napi::Value ExternalBuffer(Napi::Env env, const std::shared_ptr<Mapping>& mapping, uint64_t offset, uint64_t length);
+/** Detaches the buffer (views become empty) and lets go of it; nothing when there is none. */
+void DetachBuffer(Napi::Env env, Napi::Reference<Napi::ArrayBuffer>& buffer);
+
 }  // namespace ferry
