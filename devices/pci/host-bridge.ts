@@ -108,8 +108,8 @@ export class HostBridge implements Device {
       read: (offset, width) => this.#readPort(offset, width),
       write: (offset, width, value) => this.#writePort(offset, width, value),
       wide: null,
-      // The address register only remembers: its writes may wait for the access that uses them. 0xcf9's may not.
-      fast: { shadow: null, reads: [], posts: [0] },
+      // Posting is by byte: posting the address register would post 0xcf9 too, and a reset must not let the vCPU run on.
+      fast: null,
     };
   }
 
