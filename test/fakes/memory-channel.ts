@@ -175,6 +175,8 @@ export class MemoryChannel implements Channel {
   txCrc = 0;
   rxCrc = 0;
   txBytes = 0;
+  /** Where page contents lie in what was written: [from, to). */
+  readonly contents: [number, number][] = [];
   rxBytes = 0;
 
   constructor(input: Pipe, output: Pipe) {
@@ -190,6 +192,7 @@ export class MemoryChannel implements Channel {
     if (this.#aborted) throw new SysError('send', ECANCELED);
     if (this.#in.broken && this.out.broken) throw new SysError('send', 32);
     if (counted) this.txCrc = crc32c(this.txCrc, bytes);
+    if (!counted) this.contents.push([this.txBytes, this.txBytes + bytes.length]);
     this.txBytes += bytes.length;
     this.out.push(bytes);
   }

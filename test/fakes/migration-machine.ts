@@ -31,7 +31,7 @@ export class Diary {
 
 type LiveState = 'running' | 'pre-copy' | 'p2p' | 'stop-copy' | 'stop' | 'resuming';
 
-/** A device with 300 KB of bulk data, a third of it before the guest stops. */
+/** A device with bulk data, a third of it sent before the guest stops. */
 export class DiaryDevice implements Device, Migratable, Stateful {
   readonly id: string;
   readonly type = 'diary';
@@ -48,11 +48,14 @@ export class DiaryDevice implements Device, Migratable, Stateful {
   readonly moved = { preCopyBytes: 0, stopCopyBytes: 0 };
   #received: Uint8Array[] = [];
   #at = 0;
+  readonly #size: number;
 
-  constructor(id: string, diary: Diary, filled: boolean) {
+  constructor(id: string, diary: Diary, options: { filled: boolean; deviceBytes: number }) {
+    const { filled, deviceBytes } = options;
     this.id = id;
     this.diary = diary;
-    this.contents = new Uint8Array(filled ? 300_000 : 0).map((_, at) => (at * 7 + id.length) & 0xff);
+    this.#size = deviceBytes;
+    this.contents = new Uint8Array(filled ? deviceBytes : 0).map((_, at) => (at * 7 + id.length) & 0xff);
     this.register = filled ? 0xbeef : 0;
   }
 
@@ -86,15 +89,15 @@ export class DiaryDevice implements Device, Migratable, Stateful {
     this.liveState = 'pre-copy';
   }
   async pending(): Promise<{ precopyInitial: number; precopy: number; stopCopy: number }> {
-    const early = Math.max(0, 100_000 - this.#at);
-    return { precopyInitial: this.initialLeft, precopy: early, stopCopy: this.contents.length - 100_000 };
+    const early = Math.max(0, this.#size / 3 - this.#at);
+    return { precopyInitial: this.initialLeft, precopy: early, stopCopy: (this.#size * 2) / 3 };
   }
   async iterate(sink: ChunkSink, budget: number): Promise<'more' | 'drained'> {
     this.#note('iterate');
     this.initialLeft = 0;
-    await this.#put(sink, Math.min(100_000, this.#at + budget));
+    await this.#put(sink, Math.min(this.#size / 3, this.#at + budget));
     this.moved.preCopyBytes = this.#at;
-    return this.#at >= 100_000 ? 'drained' : 'more';
+    return this.#at >= this.#size / 3 ? 'drained' : 'more';
   }
   async #put(sink: ChunkSink, end: number): Promise<void> {
     while (this.#at < end) {
@@ -132,7 +135,7 @@ export class DiaryDevice implements Device, Migratable, Stateful {
   async loadEnd(): Promise<void> {
     this.#note('loadEnd');
     this.contents = Buffer.concat(this.#received);
-    if (this.contents.length !== 300_000) throw new StateError(`${this.contents.length} bytes of 300000`);
+    if (this.contents.length !== this.#size) throw new StateError(`${this.contents.length} bytes of ${this.#size}`);
     this.liveState = 'stop';
   }
   async run(): Promise<void> {
@@ -152,6 +155,7 @@ export interface DiaryOptions {
   readonly filled: boolean;
   readonly deviceIds: readonly string[];
   readonly pages: number;
+  readonly deviceBytes: number;
 }
 
 export class DiaryMachine implements Machine {
@@ -181,7 +185,7 @@ export class DiaryMachine implements Machine {
     this.ramRanges = [{ gpa: 0, size: this.ram.size, slice: { ram: this.ram, offset: 0, size: this.ram.size } }];
     if (options.filled)
       for (let page = 0; page < options.pages; page += 2) this.ram.bytes.fill(page + 1, page * PAGE, (page + 1) * PAGE);
-    this.devices = options.deviceIds.map((id) => new DiaryDevice(id, diary, options.filled));
+    this.devices = options.deviceIds.map((id) => new DiaryDevice(id, diary, options));
     this.tracker = new DiaryTracker(this);
     this.ended = new Promise((resolve) => {
       this.endNow = resolve;

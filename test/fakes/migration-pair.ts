@@ -62,6 +62,7 @@ export function receiveHost(deviceIds: readonly string[], change: Partial<Receiv
 export interface PairOptions {
   readonly deviceIds?: readonly string[];
   readonly pages?: number;
+  readonly deviceBytes?: number;
   readonly options?: Partial<MigrateOptions>;
   readonly faults?: { forward?: LinkFault; back?: LinkFault };
   readonly host?: Partial<ReceiveHost>;
@@ -86,10 +87,16 @@ export interface EndedPair extends RunningPair {
 export async function migratePair(wanted: PairOptions = {}): Promise<EndedPair> {
   const ids = wanted.deviceIds ?? ['dev0', 'dev1'];
   const pages = wanted.pages ?? 16;
+  const deviceBytes = wanted.deviceBytes ?? 300_000;
   const sourceDiary = new Diary();
   const destinationDiary = new Diary();
   const channels = channelPair(wanted.faults ?? {});
-  const source = new DiaryMachine(diaryConfig(ids, pages), sourceDiary, { filled: true, deviceIds: ids, pages });
+  const source = new DiaryMachine(diaryConfig(ids, pages), sourceDiary, {
+    filled: true,
+    deviceIds: ids,
+    pages,
+    deviceBytes,
+  });
   const incoming = receiveFrom(channels.destination, receiveHost(ids, wanted.host), {
     checkCpuContract: () => [...(wanted.cpuLacks ?? [])],
     buildForIncoming: async (config) => {
@@ -99,6 +106,7 @@ export async function migratePair(wanted: PairOptions = {}): Promise<EndedPair> 
         filled: false,
         deviceIds,
         pages: config.memory / 4096,
+        deviceBytes,
       });
       return pair.built;
     },
