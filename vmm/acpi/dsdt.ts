@@ -1,5 +1,6 @@
 // The differentiated definition block: what the guest cannot find by probing. Sleep state S5, the PCI root with its windows and
 // interrupt lines, COM1, the RTC and pvpanic. Called by tables.ts; addresses come from vmm/layout.ts. Spec: ACPI 6.4, 5.2.11.1, 6 and 7.
+import { S5_SLEEP_TYPE } from '../../devices/platform/pm.ts';
 import { ECAM, GSI, MMIO32, mmio64, PCI_IO, PORT, pciGsi } from '../layout.ts';
 import {
   type Aml,
@@ -18,9 +19,6 @@ import {
   scope,
   string,
 } from './aml.ts';
-
-/** SLP_TYPa of S5: what the guest writes into PM1a control, bits 10-12, to power off. The pm device is told the same. */
-export const S5_SLEEP_TYPE = 5;
 
 const SLOTS = 32;
 const PINS = [0, 1, 2, 3] as const;

@@ -1,0 +1,145 @@
+// The guest of the demo and of the lab tests: Debian's unmodified cloud kernel, and an initrd with our workload as init, busybox for
+// people, and the modules that the workload needs. Called by cli/demo.ts, bench and test/lab. Cached by content: kernel package and
+// version, workload sources, busybox. Appears by rename, so several builders may run at once.
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { access, copyFile, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { VmmError } from '../../native/errno.ts';
+import { type ArchiveFile, newcArchive } from './cpio.ts';
+import { type ResolvedPackage, resolvePackage, unpackPackage } from './debian-package.ts';
+
+const run = promisify(execFile);
+
+export interface GuestImage {
+  readonly vmlinuz: string;
+  readonly initrd: string;
+  /** As `uname -r` says in the guest. */
+  readonly release: string;
+}
+
+/** 'cloud': Debian 12's 6.1 (LZ4). 'cloud-6.12': the 6.12 of bookworm-security (ZSTD). */
+export type GuestVariant = 'cloud' | 'cloud-6.12';
+
+const METAPACKAGE: Record<GuestVariant, string> = {
+  cloud: 'linux-image-cloud-amd64',
+  'cloud-6.12': 'linux-image-6.12-cloud-amd64',
+};
+
+/** In the order in which init loads them. pvpanic-mmio (and the core, which 6.1 has built in) tells the machine of a panic. */
+const MODULES = ['uio', 'uio_pci_generic', 'pvpanic', 'pvpanic-mmio'];
+const BUSYBOX = '/bin/busybox';
+const COMPILE = ['-O2', '-static', '-pthread', '-Wall', '-Wextra', '-Werror'];
+
+/** This folder in the checkout: from the sources (vitest) as from the bundle in dist/, which has no import.meta.url. */
+function here(): string {
+  let root = dirname(import.meta.url === undefined ? __filename : fileURLToPath(import.meta.url));
+  while (!existsSync(join(root, 'package.json'))) {
+    if (root === dirname(root)) {
+      throw new VmmError(
+        'guest-image',
+        'the guest image is built from a checkout (no package.json found); run bin/ferry from one',
+      );
+    }
+    root = dirname(root);
+  }
+  return join(root, 'images', 'guest');
+}
+
+/** Builds it, or finds it in `cacheDir`. */
+export async function buildGuest(cacheDir: string, variant: GuestVariant = 'cloud'): Promise<GuestImage> {
+  const kernel = await resolvePackage(METAPACKAGE[variant]);
+  const release = kernel.name.replace(/^linux-image-/, '');
+  const home = join(cacheDir, `guest-${variant}-${await contentKey(kernel)}`);
+  const image = { vmlinuz: join(home, 'vmlinuz'), initrd: join(home, 'initrd'), release };
+  if (await exists(image.initrd)) return image;
+  await mkdir(cacheDir, { recursive: true });
+  const work = await mkdtemp(join(cacheDir, '.new-guest-'));
+  try {
+    await unpackPackage(kernel, work);
+    const result = join(work, 'result');
+    await mkdir(result);
+    await copyFile(join(work, 'boot', `vmlinuz-${release}`), join(result, 'vmlinuz'));
+    const init = await compileWorkload(work);
+    const modules = await readModules(join(work, 'lib', 'modules', release));
+    await writeFile(join(result, 'initrd'), await initrd(init, modules));
+    await rename(result, home).catch(async (error: unknown) => {
+      if (!(await exists(image.initrd))) throw error; // another builder was faster
+    });
+    return image;
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+/** The initrd alone, for a test of the workload with a kernel of its own. */
+export async function initrd(init: Uint8Array, modules: readonly ArchiveFile[]): Promise<Buffer> {
+  const order = modules.map((m) => `${basename(m.path)}\n`).join('');
+  return newcArchive([
+    { path: 'init', mode: 0o755, content: init },
+    { path: 'bin/busybox', mode: 0o755, content: await readBusybox() },
+    ...modules,
+    { path: 'modules/order', mode: 0o644, content: Buffer.from(order) },
+  ]);
+}
+
+async function readBusybox(): Promise<Uint8Array> {
+  try {
+    return await readFile(BUSYBOX);
+  } catch (cause) {
+    throw new VmmError('guest-image', `${BUSYBOX} is missing; run: apt-get install busybox-static`, { cause });
+  }
+}
+
+async function contentKey(kernel: ResolvedPackage): Promise<string> {
+  const hash = createHash('sha256').update(JSON.stringify([kernel, MODULES, COMPILE]));
+  const workload = join(here(), 'workload');
+  for (const file of (await readdir(workload)).sort()) hash.update(file).update(await readFile(join(workload, file)));
+  for (const file of ['build.ts', 'cpio.ts']) hash.update(await readFile(join(here(), file)));
+  return hash
+    .update(await readBusybox())
+    .digest('hex')
+    .slice(0, 16);
+}
+
+async function compileWorkload(work: string): Promise<Uint8Array> {
+  const workload = join(here(), 'workload');
+  const sources = (await readdir(workload)).filter((f) => f.endsWith('.c')).sort();
+  const out = join(work, 'init');
+  try {
+    await run('gcc', [...COMPILE, '-s', '-o', out, ...sources.map((f) => join(workload, f))]);
+  } catch (cause) {
+    throw new VmmError('guest-image', 'gcc cannot build the guest workload; run: apt-get install gcc libc6-dev', {
+      cause,
+    });
+  }
+  return await readFile(out);
+}
+
+/** Modules by name, unpacked; those that this kernel has built in are left out. */
+async function readModules(tree: string): Promise<ArchiveFile[]> {
+  const files = (await readdir(tree, { recursive: true })).filter((f) => /\.ko(\.xz)?$/.test(f));
+  const found: ArchiveFile[] = [];
+  for (const name of MODULES) {
+    const file = files.find((f) => basename(f).replace(/\.ko(\.xz)?$/, '') === name);
+    if (file === undefined) continue;
+    const content = file.endsWith('.xz') ? await unxz(join(tree, file)) : await readFile(join(tree, file));
+    found.push({ path: `modules/${name}.ko`, mode: 0o644, content });
+  }
+  return found;
+}
+
+async function unxz(path: string): Promise<Uint8Array> {
+  const { stdout } = await run('xz', ['-dc', path], { encoding: 'buffer', maxBuffer: 2 ** 26 });
+  return stdout;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await access(path).then(
+    () => true,
+    () => false,
+  );
+}
