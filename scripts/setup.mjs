@@ -53,6 +53,7 @@ export function run(command, args, options = {}) {
 }
 
 function missingPackages() {
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: dpkg-query's own format, not a template
   const query = spawnSync('dpkg-query', ['-W', '-f', '${Package} ${db:Status-Status}\n', ...PACKAGES], {
     encoding: 'utf8',
   });
