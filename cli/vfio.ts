@@ -1,0 +1,121 @@
+// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them. bind and unbind are the only places where Ferry changes
+// a driver binding; what was before is recorded and restored.
+import { bindDevice, DEFAULT_VFIO_DRIVER, unbindDevice, writeSysfs } from '../devices/vfio/bind.ts';
+import type { HostPciDevice } from '../devices/vfio/host-pci.ts';
+import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
+import { type DeviceOffer, type ListedDevice, listDevices, probeDevice } from '../devices/vfio/probe.ts';
+import { kvmNode } from '../native/addon.ts';
+import { VmmError } from '../native/errno.ts';
+import { type OptionTable, optionHelp, type Parsed, parseOptions, type Verb, wantsHelp } from './options.ts';
+import { bytes } from './report.ts';
+
+const OPTIONS: OptionTable = {
+  driver: {
+    kind: 'value',
+    value: 'NAME',
+    help: `bind: the VFIO driver to give it to (default ${DEFAULT_VFIO_DRIVER})`,
+  },
+  json: { kind: 'flag', value: '', help: 'list, info: print JSON on stdout' },
+};
+
+const HELP = `usage: ferry vfio list [--json]
+       ferry vfio info ADDRESS [--json]
+       ferry vfio bind ADDRESS [--driver NAME]
+       ferry vfio unbind ADDRESS
+
+  list     PCI devices of this host: driver, IOMMU group, and what else is in the group
+  info     opens the device (bound to a VFIO driver, and free) and says what it offers for migration
+  bind     gives the device to a VFIO driver, so that a guest can have it; the driver it had is recorded under /run/ferry
+  unbind   clears driver_override and gives the device back to the driver that it had
+
+  ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0
+
+${optionHelp(OPTIONS)}
+
+Binding needs root. 'ferry run' itself never changes a binding.
+`;
+
+const hex = (value: number, digits: number) => value.toString(16).padStart(digits, '0');
+
+function describe(device: HostPciDevice): string {
+  const driver = device.driver ?? 'no driver';
+  const group = device.group === null ? 'no IOMMU group' : `group ${device.group}`;
+  return `${device.bdf}  ${hex(device.vendor, 4)}:${hex(device.device, 4)}  ${driver.padEnd(18)} ${group}`;
+}
+
+function listText(devices: readonly ListedDevice[]): string {
+  return devices
+    .map((device) => {
+      const others = device.groupOthers.length === 0 ? '' : `  (with ${device.groupOthers.join(', ')})`;
+      const taken = device.takenFrom === null ? '' : `  (had ${device.takenFrom})`;
+      return `${describe(device)}${others}${taken}\n`;
+    })
+    .join('');
+}
+
+function offerText(offer: DeviceOffer): string {
+  const lines = [describe(offer.device)];
+  for (const region of offer.info.regions.filter(({ size }) => size > 0)) {
+    const areas = region.areas.length === 0 ? 'trapped' : `${region.areas.length} mappable area(s)`;
+    lines.push(`  region ${region.index}: ${bytes(region.size)}, ${areas}`);
+  }
+  for (const irq of offer.info.irqs.filter(({ count }) => count > 0))
+    lines.push(`  irq index ${irq.index}: ${irq.count} vector(s)`);
+  const sizes = [12, 21, 30].filter((bit) => (offer.iommu.pageSizes >> BigInt(bit)) & 1n).map((bit) => bytes(2 ** bit));
+  lines.push(
+    `  IOMMU page sizes: ${sizes.join(', ')}; dirty pages by the container: ${offer.iommu.dirtyPages ? 'yes' : 'no'}`,
+  );
+  for (const range of offer.iommu.iovaRanges) {
+    lines.push(`  IOVA 0x${hex(range.start, 1)}-0x${hex(range.start + range.length - 1, 1)}`);
+  }
+  if (offer.migration !== null) {
+    const size =
+      offer.migration.stopCopySize === null ? 'unknown size' : `about ${bytes(offer.migration.stopCopySize)}`;
+    lines.push(`  migration: ${offer.migration.abi}, ${offer.migration.flags.join(' ')}, ${size} when stopped`);
+  }
+  lines.push(`  log of its own DMA: ${offer.dmaLog ? 'yes' : 'no'}`);
+  lines.push(
+    offer.blocker === null ? '  a guest with it can be moved' : `  a guest with it cannot be moved: ${offer.blocker}`,
+  );
+  return `${lines.join('\n')}\n`;
+}
+
+async function act(parsed: Parsed): Promise<void> {
+  const [action, address, ...rest] = parsed.words;
+  const host = { paths: HOST_PATHS, write: writeSysfs };
+  const json = parsed.flag('json');
+  if (action === 'list' && address === undefined) {
+    const devices = listDevices(HOST_PATHS);
+    process.stdout.write(json ? `${JSON.stringify(devices)}\n` : listText(devices));
+    return;
+  }
+  if (address === undefined || rest.length > 0 || !['info', 'bind', 'unbind'].includes(action ?? '')) {
+    throw new VmmError(
+      'usage',
+      'ferry vfio: list, info ADDRESS, bind ADDRESS or unbind ADDRESS is wanted; see ferry vfio --help',
+    );
+  }
+  if (action === 'info') {
+    const offer = await probeDevice(kvmNode(), HOST_PATHS, address);
+    process.stdout.write(json ? `${JSON.stringify(offer, bigintsAsText)}\n` : offerText(offer));
+  } else if (action === 'bind') {
+    process.stderr.write(`${describe(bindDevice(host, address, parsed.value('driver') ?? DEFAULT_VFIO_DRIVER))}\n`);
+  } else process.stderr.write(`${describe(unbindDevice(host, address))}\n`);
+}
+
+function bigintsAsText(_key: string, value: unknown): unknown {
+  return typeof value === 'bigint' ? `0x${value.toString(16)}` : value;
+}
+
+export const vfioVerb: Verb = {
+  summary: 'list host devices, bind one for a guest, put it back',
+  help: () => HELP,
+  async run(args) {
+    if (wantsHelp(args)) {
+      process.stdout.write(HELP);
+      return 0;
+    }
+    await act(parseOptions('vfio', OPTIONS, args));
+    return 0;
+  },
+};
