@@ -23,6 +23,7 @@ interface Window {
   base: number;
   end: number;
   readonly region: Region;
+  fast: FastWindow | null;
   fastId: number | null;
 }
 
@@ -33,7 +34,7 @@ export interface Reserved {
   readonly end: number;
 }
 
-const NONE: Window = { space: 'mmio', base: 0, end: 0, region: NOBODY, fastId: null };
+const NONE: Window = { space: 'mmio', base: 0, end: 0, region: NOBODY, fast: null, fastId: null };
 
 export class Bus implements AddressSpace {
   readonly #fast: FastPort;
@@ -57,6 +58,7 @@ export class Bus implements AddressSpace {
       base: claim.base,
       end: claim.base + claim.region.size,
       region: claim.region,
+      fast: null,
       fastId: null,
     };
     this.#insert(window, claim.base);
@@ -225,7 +227,7 @@ export class Bus implements AddressSpace {
 
   #move(window: Window, base: number): void {
     const from = window.base;
-    const fast = window.fastId === null ? null : window.region.fast;
+    const fast = window.fast;
     this.#removeFast(window);
     this.#remove(window);
     try {
@@ -257,6 +259,7 @@ export class Bus implements AddressSpace {
   }
 
   #addFast(window: Window, fast: FastWindow | null): void {
+    window.fast = fast;
     if (fast === null) return;
     window.fastId = this.#fast.addFast(window.space, window.base, window.region.size, fast);
     this.#byFastId.set(window.fastId, window);

@@ -1,0 +1,155 @@
+// One VM of KVM: opening /dev/kvm, the VM fd with its in-kernel interrupt controllers and PIT, and what this KVM can do. Made by
+// machine.ts and cpu-contract.ts; JS thread. Spec: KVM api.rst, sections 3 to 5.
+import { closeSync, constants, openSync } from 'node:fs';
+import {
+  KVM_CAP_IRQ_ROUTING,
+  KVM_CAP_NR_MEMSLOTS,
+  KVM_CAP_SREGS2,
+  KVM_CAP_TSC_CONTROL,
+  KVM_CAP_TSC_DEADLINE_TIMER,
+  KVM_CAP_XCRS,
+  KVM_CAP_XSAVE2,
+  KVM_CHECK_EXTENSION,
+  KVM_CREATE_DEVICE,
+  KVM_CREATE_IRQCHIP,
+  KVM_CREATE_PIT2,
+  KVM_CREATE_VM,
+  KVM_DEV_TYPE_VFIO,
+  KVM_DEV_VFIO_FILE,
+  KVM_DEV_VFIO_FILE_ADD,
+  KVM_DEV_VFIO_FILE_DEL,
+  KVM_GET_API_VERSION,
+  KVM_GET_VCPU_MMAP_SIZE,
+  KVM_PIT_SPEAKER_DUMMY,
+  KVM_SET_DEVICE_ATTR,
+  KVM_SET_IDENTITY_MAP_ADDR,
+  KVM_SET_TSS_ADDR,
+  kvm_create_device,
+  kvm_device_attr,
+  kvm_pit_config,
+} from '../native/abi/kvm.ts';
+import type { KvmNode } from '../native/addon.ts';
+import { VmmError } from '../native/errno.ts';
+import { IDENTITY_MAP_ADDR, TSS_ADDR } from './layout.ts';
+
+/** The only version there is (KVM api.rst, KVM_GET_API_VERSION). */
+const API_VERSION = 12;
+const XSAVE_SIZE = 4096;
+
+/** What this KVM offers, as far as it makes a difference here. */
+export interface KvmAbilities {
+  readonly sregs2: boolean;
+  readonly xcrs: boolean;
+  readonly xsaveSize: number;
+  readonly tscControl: boolean;
+  readonly tscDeadlineTimer: boolean;
+  readonly memorySlots: number;
+  readonly gsis: number;
+}
+
+export class Vm {
+  readonly kvm: number;
+  readonly fd: number;
+  readonly runSize: number;
+  readonly abilities: KvmAbilities;
+  readonly #addon: KvmNode;
+  #vfio: number | null = null;
+
+  constructor(addon: KvmNode, path = '/dev/kvm') {
+    this.#addon = addon;
+    this.kvm = openKvm(addon, path);
+    try {
+      this.fd = addon.ioctl('KVM_CREATE_VM', this.kvm, KVM_CREATE_VM, 0);
+    } catch (error) {
+      closeSync(this.kvm);
+      throw error;
+    }
+    this.runSize = addon.ioctl('KVM_GET_VCPU_MMAP_SIZE', this.kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    this.abilities = this.#readAbilities();
+    this.#board();
+  }
+
+  /** KVM_CHECK_EXTENSION of the VM: 0 is no. */
+  extension(capability: number): number {
+    return this.#addon.ioctl('KVM_CHECK_EXTENSION', this.fd, KVM_CHECK_EXTENSION, capability);
+  }
+
+  /** KVM_DEV_TYPE_VFIO, made when the first group comes: KVM then knows of the device's DMA coherency. linux vfio.rst of KVM. */
+  readonly kvmVfio = {
+    add: (fd: number) => this.#vfioFile(KVM_DEV_VFIO_FILE_ADD, fd),
+    remove: (fd: number) => this.#vfioFile(KVM_DEV_VFIO_FILE_DEL, fd),
+  };
+
+  close(): void {
+    if (this.#vfio !== null) this.#addon.closeFd(this.#vfio);
+    this.#addon.closeFd(this.fd);
+    closeSync(this.kvm);
+  }
+
+  #readAbilities(): KvmAbilities {
+    return {
+      sregs2: this.extension(KVM_CAP_SREGS2) > 0,
+      xcrs: this.extension(KVM_CAP_XCRS) > 0,
+      xsaveSize: Math.max(XSAVE_SIZE, this.extension(KVM_CAP_XSAVE2)),
+      tscControl: this.extension(KVM_CAP_TSC_CONTROL) > 0,
+      tscDeadlineTimer: this.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+      memorySlots: this.extension(KVM_CAP_NR_MEMSLOTS),
+      gsis: this.extension(KVM_CAP_IRQ_ROUTING),
+    };
+  }
+
+  /** All before the first vCPU: KVM wants the irqchip to be there when vCPUs get their LAPICs. */
+  #board(): void {
+    const identity = new Uint8Array(8);
+    new DataView(identity.buffer).setBigUint64(0, BigInt(IDENTITY_MAP_ADDR), true);
+    this.#addon.ioctl('KVM_SET_IDENTITY_MAP_ADDR', this.fd, KVM_SET_IDENTITY_MAP_ADDR, identity);
+    this.#addon.ioctl('KVM_SET_TSS_ADDR', this.fd, KVM_SET_TSS_ADDR, TSS_ADDR);
+    this.#addon.ioctl('KVM_CREATE_IRQCHIP', this.fd, KVM_CREATE_IRQCHIP, 0);
+    const pit = new Uint8Array(kvm_pit_config.size);
+    // Port 0x61 too: Linux calibrates its TSC by it.
+    new DataView(pit.buffer).setUint32(kvm_pit_config.flags, KVM_PIT_SPEAKER_DUMMY, true);
+    this.#addon.ioctl('KVM_CREATE_PIT2', this.fd, KVM_CREATE_PIT2, pit);
+  }
+
+  #vfioFile(attribute: number, fd: number): void {
+    if (this.#vfio === null) {
+      const create = new Uint8Array(kvm_create_device.size);
+      const view = new DataView(create.buffer);
+      view.setUint32(kvm_create_device.type, KVM_DEV_TYPE_VFIO, true);
+      this.#addon.ioctl('KVM_CREATE_DEVICE', this.fd, KVM_CREATE_DEVICE, create);
+      this.#vfio = view.getUint32(kvm_create_device.fd, true);
+    }
+    const bytes = new Uint8Array(kvm_device_attr.size);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(kvm_device_attr.group, KVM_DEV_VFIO_FILE, true);
+    view.setBigUint64(kvm_device_attr.attr, BigInt(attribute), true);
+    const file = new Uint8Array(4);
+    new DataView(file.buffer).setInt32(0, fd, true);
+    const patches = [{ at: kvm_device_attr.addr, bytes: file }];
+    this.#addon.ioctl('KVM_DEV_VFIO_FILE', this.#vfio, KVM_SET_DEVICE_ATTR, bytes, patches);
+  }
+}
+
+/** Each failure with what to do about it. */
+export function openKvm(addon: Pick<KvmNode, 'ioctl'>, path = '/dev/kvm'): number {
+  let fd: number;
+  try {
+    fd = openSync(path, constants.O_RDWR);
+  } catch (cause) {
+    const code = (cause as NodeJS.ErrnoException).code ?? 'unknown error';
+    const remedy =
+      code === 'ENOENT' || code === 'ENXIO' || code === 'ENODEV'
+        ? 'this host offers no KVM; load kvm_intel or kvm_amd (or switch virtualization on in the firmware), or try `ferry lab up`'
+        : code === 'EACCES' || code === 'EPERM'
+          ? 'this user may not use it; run as root or join the group that owns it (usually kvm)'
+          : 'see `ls -l /dev/kvm`';
+    throw new VmmError('no-kvm', `cannot open ${path}: ${code}; ${remedy}`, { cause });
+  }
+  const version = addon.ioctl('KVM_GET_API_VERSION', fd, KVM_GET_API_VERSION, 0);
+  if (version === API_VERSION) return fd;
+  closeSync(fd);
+  throw new VmmError(
+    'no-kvm',
+    `${path} speaks KVM API version ${version}, not ${API_VERSION}; use a kernel since 2.6.22`,
+  );
+}
