@@ -11,13 +11,12 @@ import {
   KVM_SET_TSC_KHZ,
   kvm_cpuid_entry2,
   kvm_cpuid2,
-  kvm_dtable,
   kvm_regs,
-  kvm_segment,
   kvm_sregs,
 } from '../native/abi/kvm.ts';
 import type { CpuidEntry } from './api.ts';
-import type { BootRegisters, DescriptorTable, SegmentRegister } from './boot/registers.ts';
+import { applySregs, encodeRegs } from './boot/encode-registers.ts';
+import type { BootRegisters } from './boot/registers.ts';
 import { getStruct, type IoctlPort, type StructIoctl, setStruct } from './kvm-struct.ts';
 
 const REGS: StructIoctl = { name: 'REGS', get: KVM_GET_REGS, set: KVM_SET_REGS, size: kvm_regs.size };
@@ -47,8 +46,8 @@ export function supportedCpuid(addon: IoctlPort, kvm: number): CpuidEntry[] {
   });
 }
 
-/** Once, before the vCPU first runs. */
-export function setCpuid(addon: IoctlPort, vcpu: number, entries: readonly CpuidEntry[]): void {
+/** struct kvm_cpuid2 with its entries. */
+export function encodeCpuid(entries: readonly CpuidEntry[]): Uint8Array {
   const bytes = new Uint8Array(kvm_cpuid2.size + entries.length * kvm_cpuid_entry2.size);
   const view = new DataView(bytes.buffer);
   view.setUint32(kvm_cpuid2.nent, entries.length, true);
@@ -58,7 +57,12 @@ export function setCpuid(addon: IoctlPort, vcpu: number, entries: readonly Cpuid
       view.setUint32(at + kvm_cpuid_entry2[name], entry[name] >>> 0, true);
     }
   }
-  addon.ioctl('KVM_SET_CPUID2', vcpu, KVM_SET_CPUID2, bytes);
+  return bytes;
+}
+
+/** Once, before the vCPU first runs. */
+export function setCpuid(addon: IoctlPort, vcpu: number, entries: readonly CpuidEntry[]): void {
+  addon.ioctl('KVM_SET_CPUID2', vcpu, KVM_SET_CPUID2, encodeCpuid(entries));
 }
 
 export function tscKhz(addon: IoctlPort, vcpu: number): number {
@@ -76,35 +80,7 @@ export function rip(addon: IoctlPort, vcpu: number): bigint {
 /** The boot vCPU's entry state. What `boot` does not name stays as a fresh vCPU has it (APIC base, ...). */
 export function setBootRegisters(addon: IoctlPort, vcpu: number, boot: BootRegisters): void {
   const sregs = getStruct(addon, vcpu, SREGS);
-  const view = new DataView(sregs.buffer);
-  putSegment(view, kvm_sregs.cs, boot.sregs.cs);
-  for (const name of ['ds', 'es', 'fs', 'gs', 'ss'] as const) putSegment(view, kvm_sregs[name], boot.sregs.data);
-  putSegment(view, kvm_sregs.tr, boot.sregs.tr);
-  putTable(view, kvm_sregs.gdt, boot.sregs.gdt);
-  putTable(view, kvm_sregs.idt, boot.sregs.idt);
-  for (const name of ['cr0', 'cr3', 'cr4', 'efer'] as const) {
-    view.setBigUint64(kvm_sregs[name], boot.sregs[name], true);
-  }
+  applySregs(boot.sregs, sregs);
   setStruct(addon, vcpu, SREGS, sregs);
-  const regs = new Uint8Array(kvm_regs.size);
-  const values = new DataView(regs.buffer);
-  for (const name of ['rip', 'rflags', 'rax', 'rbx', 'rsi'] as const) {
-    values.setBigUint64(kvm_regs[name], boot.regs[name], true);
-  }
-  setStruct(addon, vcpu, REGS, regs);
-}
-
-function putSegment(view: DataView, at: number, segment: SegmentRegister): void {
-  view.setBigUint64(at + kvm_segment.base, segment.base, true);
-  view.setUint32(at + kvm_segment.limit, segment.limit, true);
-  view.setUint16(at + kvm_segment.selector, segment.selector, true);
-  for (const name of ['type', 'present', 'dpl', 'db', 's', 'l', 'g', 'avl'] as const) {
-    view.setUint8(at + kvm_segment[name], segment[name]);
-  }
-  view.setUint8(at + kvm_segment.unusable, segment.present === 0 ? 1 : 0);
-}
-
-function putTable(view: DataView, at: number, table: DescriptorTable): void {
-  view.setBigUint64(at + kvm_dtable.base, table.base, true);
-  view.setUint16(at + kvm_dtable.limit, table.limit, true);
+  setStruct(addon, vcpu, REGS, encodeRegs(boot.regs));
 }
