@@ -253,12 +253,13 @@ export class LiveMachine implements Machine {
     return done;
   }
 
-  /** Threads first: after that nobody runs guest code, and slots and fds may go. */
+  /** vCPUs stop first: after that nobody runs guest code, and slots and fds may go. The loop outlives the devices' fast windows. */
   async #close(): Promise<void> {
     const { loop, board, memory, vm } = this.#parts;
-    await loop.close();
+    await loop.pause();
     await this.dirty.stop();
     await board.close();
+    await loop.close();
     memory.close();
     vm.close();
     await this.#boot?.close();

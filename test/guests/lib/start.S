@@ -36,6 +36,8 @@ _start:
 	dec %ecx
 	jnz 2b
 	lgdt gdt_pointer
+	/* multiboot leaves ESP undefined (3.2) */
+	mov $boot_stack + STACK_SIZE, %esp
 	call enter_long
 	.code64
 	mov $boot_stack + STACK_SIZE, %rsp
