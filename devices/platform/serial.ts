@@ -33,17 +33,15 @@ const MCR = { out2: 0x8, loopback: 0x10, all: 0x1f } as const;
 const LSR = { dataReady: 0x1, overrun: 0x2, errors: 0x1e, transmitterEmpty: 0x60 } as const;
 /** CTS, DSR and DCD: somebody is always at the other end. */
 const MSR_CONNECTED = 0xb0;
+const MSR_DELTAS = 0xf;
 const MSR_RING = 0x40;
 const MSR_TRAILING_RING = 0x4;
 const FIFO_SIZE = 16;
 const TRIGGER_LEVELS = [1, 4, 8, 14] as const;
 
-/** What vCPU threads may answer. The line status is left out while it holds an error, because reading it then clears it. */
-const READS = {
-  open: [REG.ier, REG.lcr, REG.mcr, REG.lsr, REG.scr],
-  dlab: [REG.data, REG.ier, REG.lcr, REG.mcr, REG.lsr],
-};
-const READS_WITH_ERROR = [REG.lcr, REG.mcr, REG.scr];
+/** What makes a fast window differ: an index into the sixteen of them. */
+const WINDOW = { dlab: 1, loopback: 2, lineError: 4, modemDelta: 8 } as const;
+const WINDOWS = 16;
 
 export class Serial implements Device {
   readonly id: string;
@@ -64,8 +62,8 @@ export class Serial implements Device {
   readonly #claim: ClaimHandle;
   /** Byte i is what a read of register i gives; the vCPU threads read it too. */
   readonly #shadow = new Uint8Array(8);
-  readonly #windows: Readonly<Record<'open' | 'dlab' | 'loopback' | 'error', FastWindow>>;
-  #window: FastWindow;
+  readonly #windows: readonly FastWindow[];
+  #window = 0;
   readonly #fifo: number[] = [];
   #ier = 0;
   #fcr = 0;
@@ -84,15 +82,7 @@ export class Serial implements Device {
     this.#line = options.line;
     this.#output = new SerialOutput(options.out);
     this.#input = new SerialInput(options.log);
-    const shadow = this.#shadow;
-    this.#windows = {
-      open: { shadow, reads: READS.open, posts: [REG.data] },
-      dlab: { shadow, reads: READS.dlab, posts: [] },
-      // A byte that is sent comes back: the guest's next read of the line status must see it.
-      loopback: { shadow, reads: READS.open, posts: [] },
-      error: { shadow, reads: READS_WITH_ERROR, posts: [] },
-    };
-    this.#window = this.#windows.open;
+    this.#windows = Array.from({ length: WINDOWS }, (_, which) => fastWindow(this.#shadow, which));
     this.#refreshShadow();
     this.#claim = options.bus.claim({ space: 'pio', base: options.base, region: this.#region() });
   }
@@ -134,7 +124,7 @@ export class Serial implements Device {
         for (let i = 0; i < width; i++) this.#write(offset + i, (value >>> (8 * i)) & 0xff);
       },
       wide: null,
-      fast: this.#window,
+      fast: this.#windows[this.#window]!,
     };
   }
 
@@ -151,8 +141,8 @@ export class Serial implements Device {
     if (register === REG.lsr && (value & LSR.errors) !== 0) {
       this.#lsr &= ~LSR.errors;
       this.#changed();
-    } else if (register === REG.msr && (value & 0xf) !== 0) {
-      this.#msr &= 0xf0;
+    } else if (register === REG.msr && (value & MSR_DELTAS) !== 0) {
+      this.#msr &= ~MSR_DELTAS;
       this.#changed();
     }
     return value;
@@ -250,7 +240,7 @@ export class Serial implements Device {
       return (this.#fcr & FCR.enable) === 0 || received >= trigger ? IIR.receive : IIR.timeout;
     }
     if (this.#transmitPending) return IIR.transmit;
-    return (this.#ier & IER.modemStatus) !== 0 && (this.#msr & 0xf) !== 0 ? IIR.modemStatus : IIR.none;
+    return (this.#ier & IER.modemStatus) !== 0 && (this.#msr & MSR_DELTAS) !== 0 ? IIR.modemStatus : IIR.none;
   }
 
   get #dlab(): boolean {
@@ -299,14 +289,13 @@ export class Serial implements Device {
   }
 
   #refreshWindow(): void {
-    const windows = this.#windows;
-    let window = windows.open;
-    if ((this.#lsr & LSR.errors) !== 0) window = windows.error;
-    else if (this.#dlab) window = windows.dlab;
-    else if ((this.#mcr & MCR.loopback) !== 0) window = windows.loopback;
+    let window = this.#dlab ? WINDOW.dlab : 0;
+    if ((this.#mcr & MCR.loopback) !== 0) window |= WINDOW.loopback;
+    if ((this.#lsr & LSR.errors) !== 0) window |= WINDOW.lineError;
+    if ((this.#msr & MSR_DELTAS) !== 0) window |= WINDOW.modemDelta;
     if (window === this.#window) return;
     this.#window = window;
-    this.#claim.refreshFast(window);
+    this.#claim.refreshFast(this.#windows[window]!);
   }
 
   #save(): unknown {
@@ -349,4 +338,15 @@ export class Serial implements Device {
     this.#level = this.#wantsInterrupt();
     this.#line.set(this.#level);
   }
+}
+
+/** What the vCPU threads may answer. A read that changes something (an error or a delta is cleared by it) is never theirs. */
+function fastWindow(shadow: Uint8Array, which: number): FastWindow {
+  const dlab = (which & WINDOW.dlab) !== 0;
+  const reads: number[] = [REG.ier, REG.lcr, REG.mcr, REG.scr];
+  if (dlab) reads.push(REG.data);
+  if ((which & WINDOW.lineError) === 0) reads.push(REG.lsr);
+  if ((which & WINDOW.modemDelta) === 0) reads.push(REG.msr);
+  // Looped back, a byte that is sent comes back: the guest's next read of the line status must see it.
+  return { shadow, reads, posts: dlab || (which & WINDOW.loopback) !== 0 ? [] : [REG.data] };
 }

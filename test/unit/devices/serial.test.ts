@@ -211,12 +211,15 @@ describe('identity and loopback', () => {
     expect(text()).toBe('');
   });
 
-  it('modem status: deltas are shown once', () => {
-    const { bus } = make();
+  it('modem status: deltas are shown once, and only without them is it answered from the shadow', () => {
+    const { bus, fast } = make();
     expect(bus.in(MSR)).toBe(0xb0);
+    expect(fast().reads).toContain(6);
     bus.out(MCR, 0x10);
+    expect(fast().reads).not.toContain(6);
     expect(bus.in(MSR)).toBe(0x0b);
     expect(bus.in(MSR)).toBe(0x00);
+    expect(fast().reads).toContain(6);
   });
 });
 
