@@ -1,0 +1,37 @@
+// Packs the lab host's initrd: busybox, images/lab/init and the modules in their order of loading. Called by images/lab/image.ts.
+// Not compressed: an emulated host unpacks more slowly than QEMU loads. Documentation/driver-api/early-userspace/buffer-format.rst.
+import { chmod, copyFile, mkdir, readdir, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { runProgram } from './program.ts';
+
+export interface InitrdParts {
+  readonly busybox: string;
+  readonly init: string;
+  /** .ko or .ko.xz, in the order of loading. */
+  readonly modules: readonly string[];
+}
+
+async function placeModule(path: string, order: number, dir: string): Promise<void> {
+  const name = `${String(order).padStart(3, '0')}-${basename(path, '.xz')}`;
+  const to = join(dir, name);
+  if (path.endsWith('.xz')) await runProgram('xz', ['-dc', path], { purpose: 'unpacking a module', outFile: to });
+  else await copyFile(path, to);
+}
+
+/** Writes the cpio archive to `outPath`; `scratch` is a directory of its own, removed afterwards. */
+export async function packInitrd(parts: InitrdParts, scratch: string, outPath: string): Promise<void> {
+  for (const dir of ['bin', 'dev', 'proc', 'sys', 'modules']) await mkdir(join(scratch, dir), { recursive: true });
+  await copyFile(parts.busybox, join(scratch, 'bin/busybox'));
+  await copyFile(parts.init, join(scratch, 'init'));
+  await chmod(join(scratch, 'init'), 0o755);
+  await chmod(join(scratch, 'bin/busybox'), 0o755);
+  for (const [index, path] of parts.modules.entries()) await placeModule(path, index, join(scratch, 'modules'));
+  const names = (await readdir(scratch, { recursive: true })).sort();
+  await runProgram('cpio', ['-o', '-H', 'newc', '--quiet', '-R', '0:0'], {
+    purpose: 'packing the initrd',
+    cwd: scratch,
+    input: `${names.join('\n')}\n`,
+    outFile: outPath,
+  });
+  await rm(scratch, { recursive: true });
+}
