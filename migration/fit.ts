@@ -15,7 +15,7 @@ export function configFor(stream: StreamConfig, host: ReceiveHost): MachineConfi
     name: stream.name,
     memory: stream.memory,
     cpus: stream.cpus,
-    boot: null,
+    boot: stream.boot,
     devices: matchDevices(stream.deviceConfigs, host.devices),
     serial: { kind: 'stdio' },
     clock: host.clock,

@@ -1,7 +1,7 @@
 // After any failure or cancel before EOF: walks phases.WAY_BACK until the guest runs here again, whatever was under way. Nothing stops it: a
 // step that fails is noted and the next one is taken, for a guest that runs with a broken device is better than one that does not run.
 // Called by source.ts, and by control for a machine that stayed postmigrate without an answer.
-import type { Machine } from '../vmm/api.ts';
+import type { Machine, RunState } from '../vmm/api.ts';
 import { WAY_BACK, type WayBackStep } from './phases.ts';
 import type { SourceSession } from './session.ts';
 import { asError } from './stop-flag.ts';
@@ -19,7 +19,7 @@ export async function wayBack(session: SourceSession): Promise<string[]> {
     resume: async () => {
       if (session.stateBefore === null) return;
       const pausedNs = BigInt(Math.round((performance.now() - session.pausedAt) * 1e6));
-      await resume(machine, session.stateBefore === 'running', pausedNs);
+      await resume(machine, session.stateBefore, pausedNs);
       session.stateBefore = null;
     },
     trackingOff: async () => {
@@ -52,9 +52,11 @@ async function runDevices(machine: Machine): Promise<void> {
   if (failed.length > 0) throw new Error(failed.join('; '));
 }
 
-async function resume(machine: Machine, running: boolean, pausedNs: bigint): Promise<void> {
-  machine.setState('paused');
-  if (!running || machine.state !== 'paused') return;
+async function resume(machine: Machine, before: RunState, pausedNs: bigint): Promise<void> {
+  // A guest that ended while it was being paused stays ended.
+  if (machine.state !== 'finish-migrate' && machine.state !== 'postmigrate') return;
+  machine.setState(before === 'running' ? 'paused' : before);
+  if (before !== 'running') return;
   machine.clockAfterPause(pausedNs);
   await machine.start();
 }
@@ -63,5 +65,5 @@ async function resume(machine: Machine, running: boolean, pausedNs: bigint): Pro
 export async function resumeByHand(machine: Machine): Promise<void> {
   machine.attachInterrupts();
   await runDevices(machine);
-  await resume(machine, true, 0n);
+  await resume(machine, 'running', 0n);
 }

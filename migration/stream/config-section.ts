@@ -1,7 +1,7 @@
 // ferry/config, the first section: what the destination must build, and what must fit before any RAM moves. Made by source.ts from its
 // machine, checked field by field by destination.ts (a peer's bytes are nobody's word). main-job.md, "The first section".
 import { StreamError } from '../../native/errno.ts';
-import type { CpuContract, CpuidEntry, Machine } from '../../vmm/api.ts';
+import type { BootConfig, CpuContract, CpuidEntry, Machine } from '../../vmm/api.ts';
 import { PAGE_SIZE } from './format.ts';
 
 export interface StreamDevice {
@@ -24,6 +24,8 @@ export interface StreamConfig {
   readonly cpus: number;
   readonly noReboot: boolean;
   readonly debugExit: boolean;
+  /** What a reset at the destination starts again; the files must be there then. */
+  readonly boot: BootConfig | null;
   readonly ram: readonly { readonly gpa: number; readonly size: number; readonly offset: number }[];
   readonly cpu: CpuContract;
   readonly devices: readonly StreamDevice[];
@@ -33,13 +35,14 @@ export interface StreamConfig {
 }
 
 export function describeMachine(machine: Machine, dropDeviceState: boolean): StreamConfig {
-  const { name, memory, cpus, noReboot, debugExit, devices } = machine.config;
+  const { name, memory, cpus, noReboot, debugExit, boot, devices } = machine.config;
   return {
     name,
     memory,
     cpus,
     noReboot,
     debugExit,
+    boot,
     ram: describeRam(machine),
     cpu: machine.cpuContract,
     devices: describeDevices(machine),
@@ -70,6 +73,7 @@ export function parseConfig(value: unknown): StreamConfig {
     cpus: integer('cpus', config['cpus'], 1, 4096),
     noReboot: flag('noReboot', config['noReboot']),
     debugExit: flag('debugExit', config['debugExit']),
+    boot: parseBoot(config['boot']),
     ram: list('ram', config['ram'], 64).map((item) => {
       const range = record('ram', item);
       return {
@@ -99,6 +103,17 @@ export function parseConfig(value: unknown): StreamConfig {
       };
     }),
     dropDeviceState: flag('dropDeviceState', config['dropDeviceState']),
+  };
+}
+
+function parseBoot(value: unknown): BootConfig | null {
+  if (value === null) return null;
+  const boot = record('boot', value);
+  const initrd = boot['initrd'];
+  return {
+    kernel: path('boot.kernel', boot['kernel']),
+    initrd: initrd === null ? null : path('boot.initrd', initrd),
+    append: path('boot.append', boot['append']),
   };
 }
 
@@ -142,6 +157,10 @@ function list(name: string, value: unknown, most: number): readonly unknown[] {
 }
 function text(name: string, value: unknown): string {
   if (typeof value !== 'string' || value.length > 120) wrong(name);
+  return value;
+}
+function path(name: string, value: unknown): string {
+  if (typeof value !== 'string' || value.length > 4096 || value.includes('\0')) wrong(name);
   return value;
 }
 function flag(name: string, value: unknown): boolean {

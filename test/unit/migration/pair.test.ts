@@ -216,6 +216,21 @@ describe('a failure before EOF leads back to a running guest at the source', () 
     expect(pair.outcome.error).toContain('device dev1 did not come back');
   });
 
+  it('but a guest that ended while it was being paused stays ended', async () => {
+    const pair = await migratePair({
+      prepare: ({ source, sourceDiary }) => {
+        sourceDiary.onStep = (step) => {
+          if (step !== 'pause') return;
+          source.state = 'shutdown';
+          sourceDiary.failAt = 'pause';
+        };
+      },
+    });
+    expect(pair.outcome.status).toBe('failed');
+    expect(pair.source.state).toBe('shutdown');
+    expect(pair.built!.ran).toBe(false);
+  });
+
   it('when the guest ends while it is being moved', async () => {
     const pair = await migratePair({
       prepare: ({ source, sourceDiary }) => {

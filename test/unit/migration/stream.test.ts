@@ -299,6 +299,7 @@ describe('the reader refuses by name', () => {
       cpus: 1,
       noReboot: false,
       debugExit: false,
+      boot: { kernel: '/boot/k', initrd: null, append: 'x' },
       ram: [{ gpa: 0, size: 4096, offset: 0 }],
       cpu: {
         cpuid: [{ function: 1, index: 0, flags: 0, eax: 1, ebx: 2, ecx: 3, edx: 4 }],
