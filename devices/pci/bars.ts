@@ -19,6 +19,7 @@ export interface BarSpec {
   readonly mapping: BarMapping | null;
 }
 export interface BarMapping {
+  /** May fail half-way: removed() follows then. */
   placed(base: number): void;
   removed(): void;
 }
@@ -139,8 +140,7 @@ export class Bars {
       // Over RAM or another window: the guest's mistake or a moment while it moves things. Tried again at the next update.
       const why = error instanceof Error ? error.message : String(error);
       this.#log.debug({ bar: index, base, why }, 'BAR not decoded');
-      bar.claim?.release();
-      bar.claim = null;
+      this.#remove(bar);
     }
   }
 
