@@ -19,6 +19,8 @@ export const quietLog: Log = {
 
 export interface FlatOptions {
   readonly append?: string;
+  /** The multiboot module. */
+  readonly initrd?: string;
   readonly cpus?: number;
   readonly memory?: number;
   readonly noReboot?: boolean;
@@ -42,7 +44,7 @@ export function flatConfig(guest: string, options: FlatOptions = {}): MachineCon
     name: guest,
     memory: options.memory ?? 32 * 2 ** 20,
     cpus: options.cpus ?? 1,
-    boot: { kernel: buildFlatGuest(guest), initrd: null, append: options.append ?? '' },
+    boot: { kernel: buildFlatGuest(guest), initrd: options.initrd ?? null, append: options.append ?? '' },
     devices: options.devices ?? [],
     serial: { kind: 'stdio' },
     clock: options.clock ?? 'stop',
