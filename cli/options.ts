@@ -45,7 +45,8 @@ export function parseOptions(verb: string, table: OptionTable, args: readonly st
       list: (name) => (Array.isArray(values[name]) ? values[name].map(String) : []),
     };
   } catch (error) {
-    const found = (error as Error).message.split('. ')[0]?.replace(/\.$/, '') ?? 'bad options';
+    // Node's words go on with advice in further sentences and lines.
+    const found = (error as Error).message.split(/\.\s/)[0]?.replace(/\.$/, '') ?? 'bad options';
     throw new VmmError('usage', `ferry ${verb}: ${found}; see ferry ${verb} --help`);
   }
 }

@@ -1,0 +1,49 @@
+// Options that `ferry run` and `ferry receive` share, and the help for devices. Called by both verbs.
+import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
+import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
+import { createVfioPciType } from '../devices/vfio/pci-type.ts';
+import { kvmNode } from '../native/addon.ts';
+import type { OptionTable } from './options.ts';
+
+export const SHARED_OPTIONS: OptionTable = {
+  device: {
+    kind: 'list',
+    value: 'SPEC',
+    help: "a device in QEMU's -device syntax (or JSON), may be repeated:\nvfio-pci,host=0000:65:00.0[,id=...][,addr=...]; 'help' lists all,\n'vfio-pci,help' the properties of one",
+  },
+  plugin: { kind: 'list', value: 'FILE', help: 'a JavaScript file that adds a device type (docs/plugins.md)' },
+  serial: {
+    kind: 'value',
+    value: 'WHERE',
+    help: 'the console: stdio (default; on a terminal Ctrl-A x ends), file:PATH,\nunix:PATH or none',
+  },
+  control: { kind: 'value', value: 'unix:PATH', help: 'QMP socket: for ferry migrate, ferry status and your tools' },
+  clock: {
+    kind: 'value',
+    value: 'POLICY',
+    help: "stop (default): the guest's clock stands still in a pause; catch-up: it jumps",
+  },
+  preallocate: { kind: 'flag', value: '', help: 'back all guest RAM before the start' },
+  'log-level': {
+    kind: 'value',
+    value: 'LEVEL',
+    help: 'trace, debug, info, warn (default), error or silent; on stderr',
+  },
+};
+
+export async function openRegistry(plugins: readonly string[]): Promise<DeviceRegistry> {
+  const registry = createRegistry([createVfioPciType({ door: kvmNode(), paths: HOST_PATHS, open: null })]);
+  for (const file of plugins) await registry.loadPlugin(file);
+  return registry;
+}
+
+/** Text for `--device help` or `--device NAME,help`; null when no help was asked for. */
+export function deviceHelp(devices: readonly string[], registry: DeviceRegistry): string | null {
+  for (const text of devices) {
+    if (text === 'help' || text === '?') return registry.help();
+    const match = /^([^,]+),(help|\?)$/.exec(text);
+    const found = match === null ? null : registry.helpFor(match[1] ?? '');
+    if (found !== null) return found;
+  }
+  return null;
+}
