@@ -13,8 +13,8 @@
 namespace ferry {
 namespace {
 
-/** Large enough to make system calls cheap, small enough that what was scanned is still in the cache when it is sent. */
-constexpr size_t kBatchBytes = 256 * 1024;
+/** Large enough to make system calls cheap, small enough that what was scanned is still in the second-level cache when it is sent. */
+constexpr size_t kBatchBytes = 512 * 1024;
 constexpr size_t kMaxVectors = 1024;
 constexpr size_t kHeaderBytes = 16 * 1024;
 constexpr size_t kLargestHeader = 8 + 1 + kMaxBlockName + 1;
