@@ -1,0 +1,157 @@
+// Runs inside a lab host: QEMU's edu through devices/vfio, without a guest. Prints one JSON line of what it saw; the test judges it.
+// argv: PCI address. edu's registers: QEMU docs/specs/edu.rst. A DMA takes 100 ms; its last usable byte is 4094.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { HOST_PATHS } from '../../../devices/vfio/kernel-door.ts';
+import { VfioContainer } from '../../../devices/vfio/open-group.ts';
+import type { VfioTransport } from '../../../devices/vfio/transport.ts';
+import { kvmNode } from '../../../native/addon.ts';
+
+const MIB = 2 ** 20;
+const CONFIG = 7;
+const INTX = 0;
+const MSI = 1;
+const EDU = {
+  id: 0x00,
+  live: 0x04,
+  factorial: 0x08,
+  status: 0x20,
+  irqStatus: 0x24,
+  irqAck: 0x64,
+  source: 0x80,
+  target: 0x88,
+  count: 0x90,
+  command: 0x98,
+};
+const BUFFER = 0x40000n;
+const FACTORIAL_IRQ = 0x80;
+const DMA_BYTES = 4088;
+
+const addon = kvmNode();
+
+class Edu {
+  readonly #device: VfioTransport;
+  constructor(device: VfioTransport) {
+    this.#device = device;
+  }
+  read(register: number): number {
+    const bytes = new Uint8Array(4);
+    this.#device.readRegion(0, register, bytes);
+    return new DataView(bytes.buffer).getUint32(0, true);
+  }
+  write(register: number, value: number): void {
+    const bytes = new Uint8Array(4);
+    new DataView(bytes.buffer).setUint32(0, value >>> 0, true);
+    this.#device.writeRegion(0, register, bytes);
+  }
+  wide(register: number, value: bigint): void {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, value, true);
+    this.#device.writeRegion(0, register, bytes);
+  }
+  /** `out`: from edu's buffer into RAM. */
+  async dma(source: bigint, target: bigint, out: boolean): Promise<void> {
+    this.wide(EDU.source, source);
+    this.wide(EDU.target, target);
+    this.wide(EDU.count, BigInt(DMA_BYTES));
+    this.write(EDU.command, 1 | (out ? 2 : 0));
+    for (let i = 0; i < 1000 && (this.read(EDU.command) & 1) === 1; i++) await sleep(5);
+  }
+  async factorial(of: number): Promise<number> {
+    this.write(EDU.status, FACTORIAL_IRQ);
+    this.write(EDU.factorial, of);
+    for (let i = 0; i < 1000 && (this.read(EDU.status) & 1) === 1; i++) await sleep(5);
+    return this.read(EDU.factorial);
+  }
+  acknowledge(): number {
+    const status = this.read(EDU.irqStatus);
+    this.write(EDU.irqAck, status);
+    return status;
+  }
+}
+
+async function eventOf(fd: number): Promise<bigint> {
+  for (let i = 0; i < 400; i++) {
+    const count = addon.eventTake(fd);
+    if (count > 0n) return count;
+    await sleep(5);
+  }
+  return 0n;
+}
+
+const ram = addon.createRam(16 * MIB, { hugePages: false, populate: false });
+const ranges = [{ gpa: 0, size: ram.size, slice: { ram, offset: 0, size: ram.size } }];
+const kvmVfio = { add: () => {}, remove: () => {} };
+const memory = { ranges, read: () => false, write: () => false };
+const container = new VfioContainer(addon, HOST_PATHS, { ram, memory, kvmVfio });
+const device = await container.open(process.argv[2] ?? '');
+const edu = new Edu(device);
+const seen: Record<string, unknown> = {
+  regions: device.info.regions.filter((region) => region.size > 0),
+  irqs: device.info.irqs,
+  canReset: device.info.canReset,
+  migration: device.migration !== null,
+  dmaLog: device.dmaLog !== null,
+  iovaRanges: container.dma.iovaRanges,
+};
+
+// Memory decode off: the read must fail, not hang or answer.
+device.writeRegion(CONFIG, 4, Uint8Array.of(0, 0));
+try {
+  edu.read(EDU.id);
+  seen['decodeOff'] = 'answered';
+} catch (error) {
+  seen['decodeOff'] = (error as Error).name;
+}
+device.writeRegion(CONFIG, 4, Uint8Array.of(6, 0));
+seen['id'] = edu.read(EDU.id);
+edu.write(EDU.live, 0x1234);
+seen['live'] = edu.read(EDU.live);
+const mapping = device.mapArea(0, { start: 0, length: 0x1000 });
+// edu answers aligned dwords only: a DataView may read byte by byte.
+seen['mapped'] = mapping === null ? null : new Uint32Array(mapping.view)[EDU.id / 4];
+mapping?.unmap();
+
+const event = addon.eventFd();
+const resample = addon.eventFd();
+device.irqs.trigger(INTX, 0, [event]);
+device.irqs.unmaskBy(INTX, 0, resample);
+seen['factorial'] = await edu.factorial(5);
+const first = await eventOf(event);
+// Masked by the kernel while it stands: no second one before the resample, though edu still asserts.
+await sleep(50);
+const whileMasked = addon.eventTake(event);
+addon.eventSignal(resample);
+const again = await eventOf(event);
+const status = edu.acknowledge();
+addon.eventSignal(resample);
+await sleep(50);
+seen['intx'] = {
+  first: Number(first),
+  whileMasked: Number(whileMasked),
+  again: Number(again),
+  status,
+  quiet: Number(addon.eventTake(event)),
+};
+device.irqs.disable(INTX);
+
+seen['msiResult'] = device.irqs.trigger(MSI, 0, [event]);
+await edu.factorial(6);
+seen['msi'] = { count: Number(await eventOf(event)), status: edu.acknowledge() };
+device.irqs.disable(MSI);
+
+const pattern = Uint8Array.from({ length: DMA_BYTES }, (_, i) => (i * 7 + 3) & 0xff);
+ram.copyIn(0x5000, pattern);
+const dirty = container.dma.dirty;
+const bitmap = addon.createBitmap(ram.size / 4096);
+await dirty?.start();
+await edu.dma(0x5000n, BUFFER, false);
+await edu.dma(BUFFER, 0x9000n, true);
+const back = new Uint8Array(DMA_BYTES);
+ram.copyOut(0x9000, back);
+seen['dmaEqual'] = Buffer.compare(back, pattern) === 0;
+await dirty?.report(ranges[0]!, bitmap);
+seen['containerPages'] = [bitmap.count, bitmap.pages];
+await dirty?.stop();
+await device.close();
+seen['closed'] = true;
+console.log(JSON.stringify(seen));
