@@ -35,6 +35,8 @@ export interface FlatMachine {
   text(): string;
   /** What it said since the last call that returned true for `wanted`; rejects after WAIT_MS. */
   said(wanted: RegExp): Promise<RegExpMatchArray>;
+  /** What it has said so far does not count for said(). */
+  skip(): void;
   type(text: string): void;
   readonly events: MachineEvent[];
 }
@@ -104,6 +106,9 @@ async function collect(options: FlatOptions, build: (host: MachineHost) => Promi
     machine,
     text: () => output,
     said,
+    skip: () => {
+      seen = output.length;
+    },
     type: (text) => {
       for (const sink of typed) sink(Buffer.from(text));
     },
