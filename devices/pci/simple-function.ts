@@ -7,24 +7,22 @@ import type {
   Migratable,
   PciAddress,
   PciFunction,
-  Region,
   Stateful,
   Width,
 } from '../contract.ts';
 import { StateRecord } from '../state-record.ts';
 import { type BarKind, Bars } from './bars.ts';
 import { COMMAND, CONFIG_SIZE, ConfigSpace, HEADER, STATUS } from './config-space.ts';
+import { guardedRegion, type RegisterAccess } from './guarded-region.ts';
 import { MsiCapability } from './msi.ts';
 import { MSIX_ENTRY_SIZE, Msix, type MsixState } from './msix.ts';
 import { VectorBinding } from './vector-binding.ts';
 
-export interface SimpleBar {
+export interface SimpleBar extends RegisterAccess {
   readonly index: number;
   readonly kind: BarKind;
   readonly size: number;
   readonly prefetchable?: boolean;
-  read(offset: number, width: Width): number;
-  write(offset: number, width: Width, value: number): void;
 }
 
 export type SimpleInterrupts =
@@ -118,7 +116,7 @@ class ComposedFunction implements SimpleFunction {
     });
     this.#bars = new Bars(this.#config, spec.host.bus, spec.host.log);
     for (const bar of spec.bars) {
-      const region = trapped(`${spec.id}.bar${bar.index}`, bar.size, bar);
+      const region = guardedRegion(`${spec.id}.bar${bar.index}`, bar.size, bar, spec.host.log);
       this.#bars.add({ ...bar, prefetchable: bar.prefetchable ?? false, region, mapping: null });
     }
     this.#vectors = this.#addInterrupts(spec.interrupts);
@@ -209,7 +207,7 @@ class ComposedFunction implements SimpleFunction {
     const shape = { count, tableBar: bar, tableOffset: 0, pbaBar: bar, pbaOffset, at: null };
     const msix = new Msix(this.#config, shape, changed);
     const size = Math.max(4096, 2 ** Math.ceil(Math.log2(pbaOffset + msix.pbaSize)));
-    const region = trapped(`${this.id}.msix`, size, {
+    const access: RegisterAccess = {
       read: (offset, width) => {
         if (offset < msix.tableSize) return msix.readTable(offset, width);
         return offset >= pbaOffset ? msix.readPba(offset - pbaOffset, width) : 0;
@@ -218,7 +216,8 @@ class ComposedFunction implements SimpleFunction {
       write: (offset, width, value) => {
         if (offset < msix.tableSize) msix.writeTable(offset, width, value);
       },
-    });
+    };
+    const region = guardedRegion(`${this.id}.msix`, size, access, this.#spec.host.log);
     this.#bars.add({ index: bar, kind: 'mem32', size, prefetchable: false, region, mapping: null });
     return msix;
   }
@@ -254,15 +253,4 @@ class ComposedFunction implements SimpleFunction {
     placeVectors?.();
     this.setLine(line);
   }
-}
-
-function trapped(name: string, size: number, access: Pick<Region, 'read' | 'write'>): Region {
-  return {
-    name,
-    size,
-    read: (offset, width) => access.read(offset, width),
-    write: (offset, width, value) => access.write(offset, width, value),
-    wide: null,
-    fast: null,
-  };
 }

@@ -153,16 +153,20 @@ export interface FakeHost extends DeviceHost {
   readonly irq: FakeIrq;
   /** requestReset and requestEnd, as they came. */
   readonly asked: string[];
+  /** The log's warnings. */
+  readonly warned: string[];
 }
 
 export function fakeHost(): FakeHost {
   const asked: string[] = [];
+  const warned: string[] = [];
   const nothing = () => {};
   return {
-    log: { debug: nothing, info: nothing, warn: nothing },
+    log: { debug: nothing, info: nothing, warn: (_fields, message) => warned.push(message) },
     bus: new FakeBus(),
     irq: new FakeIrq(),
     asked,
+    warned,
     memory: { ranges: [], read: () => false, write: () => false },
     get ram(): never {
       throw new Error('no RAM in this fake');

@@ -215,4 +215,27 @@ describe('createPciFunction', () => {
     expect(host.irq.sent).toEqual([{ address: 0xfee00000n, data: 0x77 }]);
     expect(host.bus.in(BAR + 0x800, 4, 'mmio')).toBe(0);
   });
+
+  it('a plug-in that throws or returns too much harms nobody: all-ones, one line in the log', () => {
+    const host = fakeHost();
+    const read = (offset: number) => {
+      if (offset === 0) throw new Error('bug');
+      return -1;
+    };
+    const write = () => {
+      throw new Error('bug');
+    };
+    const none = { kind: 'none' } as const;
+    const common = { host, id: 'x', type: 'x', vendorId: 1, deviceId: 2, classCode: 0, interrupts: none, state: null };
+    const pci = createPciFunction({
+      ...common,
+      bars: [{ index: 0, kind: 'mem32', size: 16, read, write }],
+      reset() {},
+    });
+    pci.writeConfig(0x10, 4, BAR);
+    pci.writeConfig(4, 2, 2);
+    expect([host.bus.in(BAR, 2, 'mmio'), host.bus.in(BAR + 4, 1, 'mmio')]).toEqual([0xffff, 0xff]);
+    host.bus.out(BAR, 1, 4, 'mmio');
+    expect(host.warned.length).toBe(1);
+  });
 });
