@@ -21,6 +21,10 @@ const VERBS: Readonly<Record<string, { readonly summary: string; load(): Promise
     summary: 'hosts with real KVM, IOMMU and VFIO, without hardware',
     load: async () => ({ run: (await import('./lab.ts')).labCommand }),
   },
+  demo: {
+    summary: 'two lab hosts, one guest, a device, moved live',
+    load: async () => (await import('./demo.ts')).demoVerb,
+  },
 };
 
 function help(): string {
@@ -33,6 +37,8 @@ ${rows.join('\n')}
 
   ferry VERB --help   says everything about a verb
   ferry --version     says the version
+
+Try it without any hardware: ferry demo (or npm start in the source tree).
 `;
 }
 
