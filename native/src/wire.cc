@@ -197,7 +197,7 @@ Failure RxWire::Need(size_t length, const char* doing) {
 bool RxWire::ReadNow(uint8_t* into, size_t length) {
   if (available() < length) return false;
   Account(data(), length);
-  memcpy(into, data(), length);
+  if (length > 0) memcpy(into, data(), length);
   Skip(length);
   return true;
 }
