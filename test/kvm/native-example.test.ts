@@ -3,8 +3,9 @@ import { closeSync, openSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { KVM_CAP_USER_MEMORY, KVM_EXIT_IO, kvm_run } from '../../native/abi/kvm.ts';
 import { kvmNode, openKvm, readRegisters, setRealModeSegments, VmmError, writeRegisters } from '../../native/index.ts';
+import { hasKvm } from './native-guest.ts';
 
-it('a guest of four instructions says "Hi" to a port that TypeScript answers', async () => {
+it.skipIf(!hasKvm)('a guest of four instructions says "Hi" to a port that TypeScript answers', async () => {
   const kvm = openKvm();
   const vm = kvm.createVm();
   const ram = kvmNode().createRam(4096, { hugePages: false, populate: false });
@@ -45,7 +46,7 @@ it('a guest of four instructions says "Hi" to a port that TypeScript answers', a
   ram.close();
 });
 
-it('slots: memory that comes and goes, a slot beyond its backing is refused', () => {
+it.skipIf(!hasKvm)('slots: memory that comes and goes, a slot beyond its backing is refused', () => {
   const kvm = openKvm();
   const vm = kvm.createVm();
   const ram = kvmNode().createRam(65536, { hugePages: false, populate: false });

@@ -1,12 +1,15 @@
 // Tiny real-mode machines for the tests of the addon: 64 KiB of RAM at 0, code put together by `as` at test time, one entry point a vCPU.
 // What lies above 64 KiB is MMIO (segment d000 is at 0xd0000).
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as abi from '../../native/abi/kvm.ts';
 import { type GuestRam, kvmNode, type Vcpu, type VcpuLoop, type VcpuLoopHandlers } from '../../native/addon.ts';
 import { openKvm, setRealModeSegments, writeRegisters } from '../../native/kvm.ts';
+
+export const hasKvm = existsSync('/dev/kvm');
+if (!hasKvm) console.log('skipped: there is no /dev/kvm');
 
 const RAM_SIZE = 65536;
 export const CODE_AT = 0x1000;

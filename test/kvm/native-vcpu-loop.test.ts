@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { kvm_run } from '../../native/abi/kvm.ts';
 import type { VcpuLoopHandlers } from '../../native/addon.ts';
 import { readRegisters } from '../../native/kvm.ts';
-import { accessOf, type Guest, type GuestOptions, makeGuest, type SeenAccess } from './native-guest.ts';
+import { accessOf, type Guest, type GuestOptions, hasKvm, makeGuest, type SeenAccess } from './native-guest.ts';
 
 const open: Guest[] = [];
 function guest(options: GuestOptions, handlers: Partial<VcpuLoopHandlers>): Guest {
@@ -31,7 +31,7 @@ async function until(condition: () => boolean): Promise<void> {
 const DONE = 'outb %al, $0xf4\n 1: hlt\n jmp 1b\n';
 const SPIN = '1: incl 0x2000\n jmp 1b\n';
 
-describe('exits answered from JS', () => {
+describe.skipIf(!hasKvm)('exits answered from JS', () => {
   for (const hotWindowUs of [0, 50]) {
     it(`carries port and MMIO reads and writes of every width, in program order (hot window ${hotWindowUs} us)`, async () => {
       const code = `
@@ -160,7 +160,7 @@ describe('exits answered from JS', () => {
   });
 });
 
-describe('fast path', () => {
+describe.skipIf(!hasKvm)('fast path', () => {
   it('answers reads from the shadow without JS, every width, and leaves other offsets to JS', async () => {
     const code = `
       mov $0x64, %dx
@@ -375,7 +375,7 @@ describe('fast path', () => {
   });
 });
 
-describe('pause and start', () => {
+describe.skipIf(!hasKvm)('pause and start', () => {
   it('stops a spinning guest, which stands still until start()', async () => {
     const machine = guest({ blocks: [SPIN, SPIN] }, {});
     machine.loop.start();
@@ -518,7 +518,7 @@ describe('pause and start', () => {
   });
 });
 
-describe('close', () => {
+describe.skipIf(!hasKvm)('close', () => {
   it('joins threads that spin, wait for an answer or sleep in HLT, and detaches kvm_run', async () => {
     const waiting = signal<void>();
     const machine = guest(
