@@ -4,6 +4,8 @@
 import type { Channel } from '../native/addon.ts';
 import { StreamError, VmmError } from '../native/errno.ts';
 import type { CpuContract, Machine, MachineConfig, MachineHost } from '../vmm/api.ts';
+import { checkCpuContract } from '../vmm/cpu-contract.ts';
+import { buildForIncoming } from '../vmm/machine.ts';
 import type { Incoming, MigrationStatus, ReceiveHost } from './api.ts';
 import { ExpectedSections } from './expected-sections.ts';
 import { checkBuilt, checkCpu, configFor } from './fit.ts';
@@ -35,7 +37,12 @@ const ALIVE_MS = 5_000;
 /** After our last word, how long the source may take to read it before the socket goes. */
 const LAST_WORDS_MS = 3_000;
 
-export function receiveFrom(peer: Channel, host: ReceiveHost, builder: MachineBuilder): Incoming {
+/** `builder`: vmm/; tests of the state machine bring their own. */
+export function receiveFrom(
+  peer: Channel,
+  host: ReceiveHost,
+  builder: MachineBuilder = { checkCpuContract: (wanted) => checkCpuContract(wanted), buildForIncoming },
+): Incoming {
   return new Destination(peer, host, builder);
 }
 

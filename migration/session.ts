@@ -2,7 +2,7 @@
 // by rounds.ts, switchover.ts and way-back.ts; no behaviour of its own beyond the device list.
 import type { Device, Migratable } from '../devices/contract.ts';
 import type { Machine, RunState } from '../vmm/api.ts';
-import type { MigrateOptions, MigrationProgress } from './api.ts';
+import type { DirtyPages, MigrateOptions, MigrationProgress } from './api.ts';
 import type { ReportBuilder } from './report.ts';
 import type { ReturnListener } from './return-listener.ts';
 import type { StopFlag } from './stop-flag.ts';
@@ -26,6 +26,8 @@ export interface SourceSession {
   ramSection: OpenSection | null;
   limits: { downtimeLimitMs: number; maxBandwidth: number };
   progress: MigrationProgress;
+  /** What the collect found on which the switch-over was decided: it is sent in the last round. */
+  unsent: DirtyPages | null;
   /** What the run state was before the pause; null: not paused by this migration. */
   stateBefore: RunState | null;
   pausedAt: number;

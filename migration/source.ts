@@ -46,6 +46,7 @@ class SourceMigration implements Migration {
       ramSection: null,
       limits: { downtimeLimitMs: options.downtimeLimitMs, maxBandwidth: options.maxBandwidth },
       progress: firstProgress(machine.ram.size),
+      unsent: null,
       stateBefore: null,
       pausedAt: 0,
       answerWaitMs: 0,

@@ -2,6 +2,7 @@
 // way-back.ts leads to a running guest. Called by source.ts once rounds.ts says so. main-job.md, "Order at switch-over".
 import { VmmError } from '../native/errno.ts';
 import type { DirtyRound } from '../vmm/api.ts';
+import type { DirtyPages } from './api.ts';
 import { SWITCH_OVER, type SwitchOverStep } from './phases.ts';
 import { opened, type SourceSession } from './session.ts';
 import { settleAll } from './stop-flag.ts';
@@ -124,7 +125,7 @@ export class SwitchOver {
       ms: Math.round(performance.now() - began),
       sentPages: sent.pages,
       zeroPages: sent.zeroPages,
-      dirty: report.dirtyOf(round, false),
+      dirty: addPages(this.#session.unsent, report.dirtyOf(round, false)),
       ended: 'guest stopped',
     });
     if (!options.peerIsQemu) await this.#ping(PING.ramArrived);
@@ -171,6 +172,12 @@ export class SwitchOver {
       covered = to;
     }
   }
+}
+
+function addPages(before: DirtyPages | null, last: DirtyPages): DirtyPages {
+  const sum = (kind: keyof DirtyPages): number | null =>
+    last[kind] === null ? null : last[kind] + (before?.[kind] ?? 0);
+  return { kvm: sum('kvm'), vmm: sum('vmm'), deviceLog: sum('deviceLog'), container: sum('container') };
 }
 
 /** No PONG, and no SHUT, within this is a failure. */
