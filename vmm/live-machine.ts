@@ -80,11 +80,7 @@ export class LiveMachine implements Machine {
 
   start(): Promise<void> {
     return this.#transition(async () => {
-      if (ENDED.includes(this.#state)) {
-        throw new VmmError('ended', `cannot run on: the machine is in state ${this.#state}; reset it first`, {
-          exitCode: 1,
-        });
-      }
+      if (ENDED.includes(this.#state)) throw this.#hasEnded();
       if (this.#state === 'running') return;
       this.#parts.processors.resumeClock(null);
       this.#state = 'running';
@@ -96,17 +92,16 @@ export class LiveMachine implements Machine {
   pause(into: 'paused' | 'finish-migrate'): Promise<void> {
     return this.#transition(async () => {
       if (this.#state !== 'running') {
-        // Already standing still; only the word for it changes.
+        // Already standing still; only the word for it changes. A guest that has ended cannot be moved.
         if (!ENDED.includes(this.#state)) this.#state = into;
+        else if (into === 'finish-migrate') throw this.#hasEnded();
         return;
       }
       await this.#park();
       this.#state = into;
       // Answering the last exits may have brought a wish of the guest's: it comes before whatever the pause was for.
       if (this.#parts.requests.pending) await this.#serve();
-      if (ENDED.includes(this.#state)) {
-        throw new VmmError('ended', `the machine ended while it was being paused (${this.#state})`, { exitCode: 1 });
-      }
+      if (ENDED.includes(this.#state)) throw this.#hasEnded();
       this.#emit({ event: 'STOP' });
     });
   }
@@ -233,10 +228,16 @@ export class LiveMachine implements Machine {
     this.#parts.board.serial.drain();
     this.#state =
       end.reason === 'guest-panic' ? 'guest-panicked' : end.reason === 'internal-error' ? 'internal-error' : 'shutdown';
-    if (end.detail !== null) this.#parts.log.error({}, end.detail);
+    // Whoever owns the machine tells the user; this is for the log.
+    if (end.detail !== null) this.#parts.log.debug({ reason: end.reason }, end.detail);
     this.#emit({ event: 'SHUTDOWN', guest: end.reason.startsWith('guest-'), reason: end.reason });
     this.#emit({ event: 'STOP' });
     this.#resolveEnded({ reason: end.reason, exitCode: end.exitCode, detail: end.detail });
+  }
+
+  #hasEnded(): VmmError {
+    const text = `the guest has ended (state ${this.#state}) and can neither run on nor move; reset the machine first`;
+    return new VmmError('ended', text, { exitCode: 1 });
   }
 
   #fail(error: unknown): void {
