@@ -149,6 +149,15 @@ describe.skipIf(!hasKvm)('exits answered from JS', () => {
     expect(machine.memory.getUint8(0x2000)).toBe(0x77);
   });
 
+  it('starves nobody: two vCPUs that exit all the time and the event loop all get on', async () => {
+    const block = (counter: number) => `1: inb $0x60, %al\n incl ${counter}\n jmp 1b`;
+    const machine = guest({ blocks: [block(0x2000), block(0x2010)], hotWindowUs: 1000 }, { exit: () => true });
+    machine.loop.start();
+    for (let i = 0; i < 20; i++) await turn();
+    await until(() => machine.memory.getUint32(0x2000, true) > 500 && machine.memory.getUint32(0x2010, true) > 500);
+    await machine.loop.pause();
+  });
+
   it('reports a KVM_RUN that fails, with its errno, and parks the vCPU', async () => {
     const failure = signal<string>();
     const machine = guest({ blocks: ['hlt'] }, { failed: (index, errno) => failure.resolve(`${index} ${errno}`) });
@@ -287,6 +296,45 @@ describe.skipIf(!hasKvm)('fast path', () => {
     machine.loop.start();
     await done.promise;
     expect(order).toEqual(Array.from({ length: 400 }, (_, i) => i % 2));
+  });
+
+  it('keeps each vCPU’s own order when both post at once, and loses none', async () => {
+    const block = (port: number) => `
+      mov $3000, %ecx
+      1: mov %ecx, %eax
+      outl %eax, $${port}
+      dec %ecx
+      jnz 1b
+      ${DONE}`;
+    const seen = new Map<number, number[]>([
+      [0, []],
+      [4, []],
+    ]);
+    let ended = 0;
+    const done = signal<void>();
+    const machine = guest(
+      { blocks: [block(0x60), block(0x64)] },
+      {
+        posted: (_range, offset, _width, value) => seen.get(offset)?.push(value),
+        exit(index) {
+          const run = machine.runs[index]!;
+          const { address, dataAt } = accessOf(run);
+          if (address !== 0xf4) {
+            seen.get(address - 0x60)?.push(run.getUint32(dataAt, true));
+            return true;
+          }
+          if (++ended === 2) done.resolve();
+          return false;
+        },
+      },
+    );
+    const every = [0, 1, 2, 3, 4, 5, 6, 7];
+    machine.loop.addFast('pio', 0x60, 8, { shadow: null, reads: [], posts: every });
+    machine.loop.start();
+    await done.promise;
+    const expected = Array.from({ length: 3000 }, (_, i) => 3000 - i);
+    expect(seen.get(0)).toEqual(expected);
+    expect(seen.get(4)).toEqual(expected);
   });
 
   it('loses nothing when the ring is full: the write exits and comes after what was posted', async () => {

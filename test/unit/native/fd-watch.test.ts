@@ -76,6 +76,18 @@ describe('watching', () => {
     kvm.closeFd(fd);
   });
 
+  it('refuses a second watch of one fd, takes one of its duplicate', () => {
+    const fd = kvm.eventFd();
+    const copy = kvm.dupFd(fd);
+    const first = kvm.watchEvent(fd, () => {});
+    expect(() => kvm.watchEvent(fd, () => {})).toThrow('uv_poll_init: EEXIST');
+    const second = kvm.watchEvent(copy, () => {});
+    first.close();
+    second.close();
+    kvm.closeFd(copy);
+    kvm.closeFd(fd);
+  });
+
   it('refuses what cannot be polled', () => {
     expect(() => kvm.watchFd(99999, () => {})).toThrow('uv_poll_init: EBADF');
     expect(() => kvm.watchEvent(-1, () => {})).toThrow(RangeError);

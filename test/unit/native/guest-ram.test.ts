@@ -71,6 +71,9 @@ describe('GuestRam', () => {
     const whole = kvm.createRam(MiB, { hugePages: false, populate: true });
     expect(whole.resident()).toBe(MiB);
     whole.close();
+    const huge = kvm.createRam(4 * MiB, { hugePages: true, populate: true });
+    expect(huge.resident()).toBe(4 * MiB);
+    huge.close();
   });
 
   it('hashes contents, not addresses: equal contents agree, one flipped bit or another length does not', async () => {
