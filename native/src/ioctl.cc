@@ -17,10 +17,24 @@
 namespace ferry {
 namespace {
 
-/** A bytes patch: the kernel sees `copy`, JS's array gets it back. */
-struct BytesPatch {
-  Napi::Reference<Napi::Uint8Array> array;
+/** JS's array and the copy that the kernel works on. Only an async call needs a reference to the array; a handle is cheaper. */
+struct CopiedBytes {
+  Napi::Uint8Array array;
+  Napi::Reference<Napi::Uint8Array> reference;
   std::vector<uint8_t> copy;
+
+  CopiedBytes() = default;
+  CopiedBytes(const Napi::Value& value, const Bytes& bytes)
+      : array(value.As<Napi::Uint8Array>()), copy(bytes.data, bytes.data + bytes.length) {}
+  void Keep() {
+    if (!array.IsEmpty()) reference = Napi::Persistent(array);
+  }
+  /** An array that was detached meanwhile has no length and is left alone. */
+  void CopyBack() {
+    Napi::Uint8Array into = reference.IsEmpty() ? array : reference.Value();
+    size_t length = std::min(into.ByteLength(), copy.size());
+    if (length > 0) memcpy(into.Data(), copy.data(), length);
+  }
 };
 
 struct IoctlCall {
@@ -29,10 +43,9 @@ struct IoctlCall {
   unsigned long request = 0;
   bool isNumber = false;
   unsigned long number = 0;
-  std::vector<uint8_t> arg;
-  Napi::Reference<Napi::Uint8Array> argArray;
+  CopiedBytes arg;
   std::vector<size_t> patchedAt;
-  std::vector<BytesPatch> bytes;
+  std::vector<CopiedBytes> bytes;
   /** Keep what the patches name mapped for the length of the call. */
   std::vector<std::shared_ptr<Mapping>> mappings;
   std::vector<std::shared_ptr<BitmapWords>> bitmaps;
@@ -40,7 +53,7 @@ struct IoctlCall {
   int err = 0;
 
   void Run() {
-    result = ioctl(fd, request, isNumber ? reinterpret_cast<void*>(number) : arg.data());
+    result = ioctl(fd, request, isNumber ? reinterpret_cast<void*>(number) : arg.copy.data());
     err = result < 0 ? errno : 0;
   }
 };
@@ -91,7 +104,7 @@ bool ReadPatch(IoctlCall* call, const Napi::Value& patch) {
   Napi::Env env = patch.Env();
   std::optional<uint64_t> at = ReadSize(PropertyOf(patch, "at"), "patch.at");
   if (!at) return false;
-  if (call->isNumber || *at > call->arg.size() || call->arg.size() - *at < 8) {
+  if (call->isNumber || *at > call->arg.copy.size() || call->arg.copy.size() - *at < 8) {
     ThrowRange(env, call->name + ": patch.at lies outside the argument");
     return false;
   }
@@ -129,14 +142,11 @@ bool ReadPatch(IoctlCall* call, const Napi::Value& patch) {
   } else {
     std::optional<Bytes> given = ReadBytes(bytes, "patch.bytes");
     if (!given) return false;
-    BytesPatch copied;
-    copied.array = Napi::Persistent(bytes.As<Napi::Uint8Array>());
-    copied.copy.assign(given->data, given->data + given->length);
-    target = copied.copy.data();  // a vector keeps its storage when it is moved
-    call->bytes.push_back(std::move(copied));
+    call->bytes.emplace_back(bytes, *given);
+    target = call->bytes.back().copy.data();  // a vector keeps its storage when it is moved
   }
   uint64_t address = reinterpret_cast<uint64_t>(target);
-  memcpy(call->arg.data() + *at, &address, 8);
+  memcpy(call->arg.copy.data() + *at, &address, 8);
   call->patchedAt.push_back(*at);
   return true;
 }
@@ -162,9 +172,8 @@ bool ReadCall(const Napi::CallbackInfo& info, IoctlCall* call) {
   } else {
     std::optional<Bytes> arg = ReadBytes(info[3], "arg");
     if (!arg) return false;
-    call->arg.assign(arg->data, arg->data + arg->length);
-    call->argArray = Napi::Persistent(info[3].As<Napi::Uint8Array>());
-    if (Reach(call->request, call->arg) > arg->length) {
+    call->arg = CopiedBytes(info[3], *arg);
+    if (Reach(call->request, call->arg.copy) > arg->length) {
       return ThrowRange(env, call->name + ": the argument is shorter than what the kernel would read or write"), false;
     }
   }
@@ -176,17 +185,12 @@ bool ReadCall(const Napi::CallbackInfo& info, IoctlCall* call) {
   return true;
 }
 
-/** Also after a failure: E2BIG and ENOSPC answers come in the struct. An array that was detached meanwhile is left alone. */
+/** Also after a failure: E2BIG and ENOSPC answers come in the struct. */
 void CopyBack(IoctlCall* call) {
   if (call->isNumber) return;
-  for (size_t at : call->patchedAt) memset(call->arg.data() + at, 0, 8);
-  Napi::Uint8Array array = call->argArray.Value();
-  memcpy(array.Data(), call->arg.data(), std::min(array.ByteLength(), call->arg.size()));
-  for (BytesPatch& patch : call->bytes) {
-    Napi::Uint8Array into = patch.array.Value();
-    size_t length = std::min(into.ByteLength(), patch.copy.size());
-    if (length > 0) memcpy(into.Data(), patch.copy.data(), length);
-  }
+  for (size_t at : call->patchedAt) memset(call->arg.copy.data() + at, 0, 8);
+  call->arg.CopyBack();
+  for (CopiedBytes& bytes : call->bytes) bytes.CopyBack();
 }
 
 Napi::Value Ioctl(const Napi::CallbackInfo& info) {
@@ -203,6 +207,8 @@ Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto call = std::make_shared<IoctlCall>();
   if (!ReadCall(info, call.get())) return env.Undefined();
+  call->arg.Keep();
+  for (CopiedBytes& bytes : call->bytes) bytes.Keep();
   return RunOnThread(env, "ioctl", {[call] { call->Run(); },
                                     [call](Napi::Env env, const Napi::Promise::Deferred& deferred) {
                                       CopyBack(call.get());

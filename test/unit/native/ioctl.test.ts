@@ -82,5 +82,15 @@ describe('ioctl', () => {
     const arg = new Uint8Array(16).fill(0xff);
     expect(() => kvm.ioctl('q', 99999, FIONREAD, arg, [{ at: 4, ram, offset: 4096, length: 1 }])).toThrow('q: EBADF');
     expect([...arg]).toEqual([255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    const three = [1, 2, 3].map((value) => new Uint8Array(5000).fill(value));
+    const patches = three.map((bytes, n) => ({ at: n * 8, bytes }));
+    const wide = new Uint8Array(24).fill(0xff);
+    expect(() => kvm.ioctl('q', 99999, FIONREAD, wide, patches)).toThrow('q: EBADF');
+    expect(wide.every((byte) => byte === 0)).toBe(true);
+    expect(three.map((bytes) => [bytes[0], bytes[4999]])).toEqual([
+      [1, 1],
+      [2, 2],
+      [3, 3],
+    ]);
   });
 });
