@@ -49,21 +49,23 @@ describe('a running guest moved between two machines', () => {
     const options = { append: 'pages=64 tick=5000' };
     let flat = await boot('worker', options);
     await flat.said(/tick n=10 /);
+    let console = '';
     for (let hop = 0; hop < 5; hop++) {
       await flat.machine.pause('finish-migrate');
-      const last = Number([...flat.text().matchAll(/tick n=(\d+) /g)].at(-1)![1]);
       const next = await move(flat, 'worker', options);
       await flat.machine.close();
+      console += flat.text();
       await next.machine.start();
       expect(next.machine.state).toBe('running');
-      const first = await next.said(/tick n=(\d+) /);
-      expect(Number(first[1]), 'no tick lost or repeated').toBe(last + 1);
       await next.said(/tick n=\d*5 /);
       flat = next;
     }
     flat.type('q');
     const verdict = await flat.said(/verdict ticks=(\d+) checks=(\d+) errors=(\d+) back=(\d+)/);
     expect(verdict.slice(3)).toEqual(['0', '0']);
+    // A line may begin at the source and end at the destination, so the consoles are read as one.
+    const numbers = [...(console + flat.text()).matchAll(/tick n=(\d+) /g)].map((match) => Number(match[1]));
+    expect(numbers, 'no tick lost or repeated').toEqual(numbers.map((_, i) => numbers[0]! + i));
     expect(Number(verdict[2])).toBeGreaterThan(64);
   });
 
@@ -92,8 +94,9 @@ describe('a running guest moved between two machines', () => {
           ?.slice(3),
       );
       await new Promise((resolve) => setTimeout(resolve, 1500));
+      flat.skip();
       await flat.machine.start();
-      await flat.said(/tick n=\d+ ns=\d+[^\n]*\n/);
+      await flat.said(/\n/);
       const after = Number((await flat.said(/tick n=\d+ ns=(\d+)/))[1]);
       return (after - before) / 1e6;
     };
