@@ -9,7 +9,9 @@ export const S5_SLEEP_TYPE = 5;
 
 const STATUS = { globalLock: 0x20, powerButton: 0x100, wake: 0x8000 } as const;
 const STATUS_BITS = STATUS.globalLock | STATUS.powerButton | STATUS.wake;
-const ENABLE_BITS = STATUS.globalLock | STATUS.powerButton;
+/** RTC_EN can be set, since Linux complains when it cannot; the RTC's alarm never sets RTC_STS here. */
+const RTC_ENABLE = 0x400;
+const ENABLE_BITS = STATUS.globalLock | STATUS.powerButton | RTC_ENABLE;
 const CONTROL = { sciEnable: 0x1, sleepType: 0x1c00, sleepEnable: 0x2000 } as const;
 
 export interface PmOptions {

@@ -1,4 +1,4 @@
-// Unpacked kernels on disk, by the SHA-256 of the bzImage's payload-bearing file: <cache>/vmlinux-<hash>. A second name made of the
+// Unpacked kernels on disk, by the SHA-256 of the bzImage: <cache>/vmlinux-1-<hash> (1: the form that compact-elf.ts gives them). A second name made of the
 // file's identity (size, inode, mtime, ctime) points at it, so that a warm start neither reads nor hashes the bzImage.
 // Entries appear by rename(2), whole or not at all. A cache that cannot be written is only slower. Called by load.ts.
 import { createHash, randomBytes } from 'node:crypto';
@@ -16,6 +16,8 @@ export function defaultCacheDir(env: NodeJS.ProcessEnv, uid: number): string {
   if (xdg?.startsWith('/')) return join(xdg, 'ferry');
   return uid === 0 ? '/var/cache/ferry' : join(homedir(), '.cache', 'ferry');
 }
+
+const name = (hash: string): string => `vmlinux-1-${hash}`;
 
 async function identity(file: FileHandle): Promise<string | null> {
   const s = await file.stat({ bigint: true });
@@ -52,11 +54,11 @@ export async function contentHash(file: FileHandle): Promise<string> {
 export async function findVmlinux(cacheDir: string, bzImage: FileHandle): Promise<FileHandle | null> {
   const key = await identity(bzImage);
   if (key !== null) {
-    const name = join(cacheDir, `by-file-${key}`);
+    const known = join(cacheDir, `by-file-${key}`);
     try {
       // The link of somebody else is not followed.
-      if ((await lstat(name)).uid === process.getuid?.()) {
-        const found = await openOwn(join(cacheDir, (await readlink(name)).replaceAll('/', '')));
+      if ((await lstat(known)).uid === process.getuid?.()) {
+        const found = await openOwn(join(cacheDir, (await readlink(known)).replaceAll('/', '')));
         if (found !== null) return found;
       }
     } catch {
@@ -64,7 +66,7 @@ export async function findVmlinux(cacheDir: string, bzImage: FileHandle): Promis
     }
   }
   const hash = await contentHash(bzImage);
-  const found = await openOwn(join(cacheDir, `vmlinux-${hash}`));
+  const found = await openOwn(join(cacheDir, name(hash)));
   if (found !== null && key !== null) await link(cacheDir, key, hash);
   return found;
 }
@@ -76,10 +78,10 @@ export async function storeVmlinux(cacheDir: string, bzImage: FileHandle, vmlinu
     await mkdir(cacheDir, { recursive: true, mode: 0o700 });
     const hash = await contentHash(bzImage);
     await writeFile(temporary, vmlinux, { mode: 0o600, flag: 'wx' });
-    await rename(temporary, join(cacheDir, `vmlinux-${hash}`));
+    await rename(temporary, join(cacheDir, name(hash)));
     const key = await identity(bzImage);
     if (key !== null) await link(cacheDir, key, hash);
-    return await openOwn(join(cacheDir, `vmlinux-${hash}`));
+    return await openOwn(join(cacheDir, name(hash)));
   } catch {
     await rm(temporary, { force: true });
     return null;
@@ -89,7 +91,7 @@ export async function storeVmlinux(cacheDir: string, bzImage: FileHandle, vmlinu
 async function link(cacheDir: string, key: string, hash: string): Promise<void> {
   const temporary = join(cacheDir, `.new-${process.pid}-${randomBytes(6).toString('hex')}`);
   try {
-    await symlink(`vmlinux-${hash}`, temporary);
+    await symlink(name(hash), temporary);
     await rename(temporary, join(cacheDir, `by-file-${key}`));
   } catch {
     await rm(temporary, { force: true });

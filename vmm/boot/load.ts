@@ -8,6 +8,7 @@ import { VmmError } from '../../native/errno.ts';
 import { writeAcpi } from '../acpi/tables.ts';
 import type { BootConfig } from '../api.ts';
 import { type BzImageHeader, isBzImage, parseBzImage, unpackVmlinux } from './bzimage.ts';
+import { compactElf } from './compact-elf.ts';
 import { type ElfImage, isElf, parseElf, pvhEntry } from './elf.ts';
 import type { InitrdFile } from './initrd.ts';
 import { defaultCacheDir, findVmlinux, storeVmlinux } from './kernel-cache.ts';
@@ -165,7 +166,7 @@ async function vmlinuxOf(file: FileHandle, header: BzImageHeader, judging: Judgi
     judging.notes.push(vmlinux.note);
     return null;
   }
-  const stored = await storeVmlinux(judging.cacheDir, file, vmlinux);
+  const stored = await storeVmlinux(judging.cacheDir, file, compactElf(vmlinux));
   if (stored === null)
     judging.notes.push(`the cache ${judging.cacheDir} cannot be written, so the guest unpacks its kernel itself`);
   return stored;
