@@ -43,6 +43,7 @@ export class MessageVectors {
   changed(vector: number): void {
     if (!this.#parts.guest.enabled) return;
     this.#apply(vector);
+    if (this.#bound[vector] !== null && !this.#armed[vector]) this.#arm(vector);
     this.#parts.irq.commit();
     this.#sendHeld(vector);
   }
@@ -51,6 +52,7 @@ export class MessageVectors {
   applyAll(): void {
     if (!this.#parts.guest.enabled) return;
     for (let v = 0; v < this.#bound.length; v++) this.#apply(v);
+    this.#armAll();
     this.#parts.irq.commit();
     for (let v = 0; v < this.#bound.length; v++) this.#sendHeld(v);
   }
@@ -74,7 +76,9 @@ export class MessageVectors {
     if (this.#hostCount > 0) this.#vfio(() => this.#parts.vfio.disable(this.#parts.index));
     this.#hostCount = 0;
     this.#armed.fill(false);
-    for (let v = 0; v < this.#bound.length; v++) if (this.#bound[v] !== null) this.#arm(v);
+    if (this.#parts.guest.enabled)
+      this.#hostCount = this.#enable(Math.min(this.#parts.firstCount(), this.#bound.length));
+    for (let v = 0; v < this.#bound.length; v++) if (this.#bound[v] !== null && !this.#armed[v]) this.#arm(v);
   }
 
   /** De-assigns the irqfds, which flushes them; what arrives from now on, or was masked, becomes a pending bit. */
@@ -113,7 +117,6 @@ export class MessageVectors {
     target.route(message.address, message.data);
     if (this.#open) target.unmask();
     else target.mask();
-    if (!this.#armed[vector]) this.#arm(vector);
   }
 
   /** Raised while masked, unmasked now: it is sent. PCI 3.0, 6.8.3.5. */
@@ -123,6 +126,15 @@ export class MessageVectors {
     if (!this.#open || bound === null || !guest.pending(vector) || guest.message(vector) === null) return;
     guest.setPending(vector, false);
     bound.trigger();
+  }
+
+  /** Enables the index even when no vector is in use yet: a device may look at its own enable bit long before it raises one (QEMU's
+   *  nvme does when a queue is made). */
+  #armAll(): void {
+    const highest = this.#bound.findLastIndex((bound) => bound !== null);
+    const wanted = Math.min(Math.max(highest + 1, this.#parts.firstCount()), this.#bound.length);
+    if (this.#hostCount === 0) this.#hostCount = this.#enable(wanted);
+    for (let v = 0; v < this.#bound.length; v++) if (this.#bound[v] !== null && !this.#armed[v]) this.#arm(v);
   }
 
   /** Gives VFIO the vector's eventfd; enables the index with the first one, and again with more where it cannot grow. */
