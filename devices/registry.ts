@@ -1,5 +1,6 @@
 // Which device types there are, by QEMU's names, and what -device help prints about them. Made by cli (and by tests), which adds the
 // built-in types and those of --plugin files; vmm/config.ts judges -device against it. No global: a process may hold several.
+import { existsSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 import { StateError, VmmError } from '../native/errno.ts';
 import type { DeviceType, PropertySpec } from './contract.ts';
@@ -121,6 +122,7 @@ function propertyProblem(property: string, spec: unknown): string | null {
 }
 
 async function importDefault(file: string): Promise<unknown> {
+  if (!existsSync(file)) throw pluginError(file, 'there is no such file');
   let module: Record<string, unknown>;
   try {
     module = (await import(pathToFileURL(file).href)) as Record<string, unknown>;
