@@ -30,13 +30,50 @@ export function encodeTime(milliseconds: number, format: number, into: Uint8Arra
 
 /** null: no such time. */
 export function decodeTime(from: Uint8Array, format: number): number | null {
-  const get = (register: number, mask = 0xff) => {
-    const byte = from[register]! & mask;
-    return (format & BINARY) !== 0 ? byte : (byte >> 4) * 10 + (byte & 0xf);
-  };
-  let hours = get(4);
-  if ((format & HOURS_24) === 0) hours = (get(4, ~PM & 0xff) % 12) + ((from[4]! & PM) !== 0 ? 12 : 0);
-  const [seconds, minutes, day, month] = [get(0), get(2), get(7), get(8)];
+  const get = (register: number) => decode(from[register]!, format);
+  const [seconds, minutes, hours, day, month] = [get(0), get(2), decodeHour(from[4]!, format), get(7), get(8)];
   if (seconds > 59 || minutes > 59 || hours > 23 || day < 1 || day > 31 || month < 1 || month > 12) return null;
   return Date.UTC(get(0x32) * 100 + get(9), month - 1, day, hours, minutes, seconds);
+}
+
+/** Time of day; null matches always. */
+export interface Alarm {
+  readonly hour: number | null;
+  readonly minute: number | null;
+  readonly second: number | null;
+}
+
+const SECOND_ALARM = 1;
+const MINUTE_ALARM = 3;
+const HOUR_ALARM = 5;
+/** 11xxxxxx in an alarm register: don't care. */
+const DONT_CARE = 0xc0;
+
+export function decodeAlarm(from: Uint8Array, format: number): Alarm {
+  const unlessAny = (register: number, get: (byte: number, format: number) => number) => {
+    const byte = from[register]!;
+    return (byte & DONT_CARE) === DONT_CARE ? null : get(byte, format);
+  };
+  return {
+    hour: unlessAny(HOUR_ALARM, decodeHour),
+    minute: unlessAny(MINUTE_ALARM, decode),
+    second: unlessAny(SECOND_ALARM, decode),
+  };
+}
+
+/** `second`: since 1970. Called for every second that went by, so it allocates nothing. */
+export function alarmMatches(alarm: Alarm, second: number): boolean {
+  const ofDay = ((second % 86_400) + 86_400) % 86_400;
+  if (alarm.second !== null && alarm.second !== ofDay % 60) return false;
+  if (alarm.minute !== null && alarm.minute !== Math.floor(ofDay / 60) % 60) return false;
+  return alarm.hour === null || alarm.hour === Math.floor(ofDay / 3600);
+}
+
+function decode(byte: number, format: number): number {
+  return (format & BINARY) !== 0 ? byte : (byte >> 4) * 10 + (byte & 0xf);
+}
+
+function decodeHour(byte: number, format: number): number {
+  if ((format & HOURS_24) !== 0) return decode(byte, format);
+  return (decode(byte & ~PM & 0xff, format) % 12) + ((byte & PM) !== 0 ? 12 : 0);
 }

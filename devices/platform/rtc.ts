@@ -3,7 +3,7 @@
 // Motorola MC146818A datasheet; the NVRAM sizes are those that PC firmware left there (Ralf Brown, CMOS memory map).
 import type { Claim, Device, Stateful } from '../contract.ts';
 import { StateRecord } from '../state-record.ts';
-import { decodeTime, encodeTime, TIME_REGISTERS } from './rtc-time.ts';
+import { alarmMatches, decodeAlarm, decodeTime, encodeTime, TIME_REGISTERS } from './rtc-time.ts';
 
 export interface RtcOptions {
   /** 0x70; the data port follows. */
@@ -17,7 +17,7 @@ export interface RtcOptions {
   readonly now: () => number;
 }
 
-const REG = { secondAlarm: 1, minuteAlarm: 3, hourAlarm: 5, a: 0xa, b: 0xb, c: 0xc, d: 0xd, century: 0x32 } as const;
+const REG = { a: 0xa, b: 0xb, c: 0xc, d: 0xd, century: 0x32 } as const;
 /** 32768 Hz time base; periodic rate 1024 Hz: what firmware leaves. The update bit (7) is never seen set: a read takes no time. */
 const A_POWER_ON = 0x26;
 const A_WRITABLE = 0x7f;
@@ -33,9 +33,7 @@ const B = {
 const C = { any: 0x80, periodic: 0x40, alarm: 0x20, update: 0x10 } as const;
 const D_VALID = 0x80;
 const SIZE = 128;
-/** 11xxxxxx in an alarm register matches always. */
-const ANY = 0xc0;
-/** An alarm further in the past than this is not looked for second by second. */
+/** A day: every alarm is in it. */
 const MAX_CATCH_UP = 86_400;
 const MIB = 2 ** 20;
 const KIB = 2 ** 10;
@@ -172,21 +170,10 @@ export class Rtc implements Device {
     const from = Math.max(this.#second, now - MAX_CATCH_UP);
     this.#second = now;
     if (now <= from || this.#frozen) return;
-    let flags: number = C.update;
-    for (let second = from + 1; second <= now && (flags & C.alarm) === 0; second++) {
-      if (this.#alarmAt(second)) flags |= C.alarm;
-    }
-    this.#raise(flags);
-  }
-
-  #alarmAt(second: number): boolean {
-    const at = new Uint8Array(SIZE);
-    encodeTime(second * 1000, this.#cmos[REG.b]! & B.format, at);
-    for (const alarm of [REG.secondAlarm, REG.minuteAlarm, REG.hourAlarm]) {
-      const wanted = this.#cmos[alarm]!;
-      if ((wanted & ANY) !== ANY && wanted !== at[alarm - 1]) return false;
-    }
-    return true;
+    const alarm = decodeAlarm(this.#cmos, this.#cmos[REG.b]! & B.format);
+    let due = false;
+    for (let second = from + 1; second <= now && !due; second++) due = alarmMatches(alarm, second);
+    this.#raise(due ? C.update | C.alarm : C.update);
   }
 
   #raise(flags: number): void {

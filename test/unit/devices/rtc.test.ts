@@ -122,6 +122,19 @@ describe('interrupts on IRQ 8', () => {
     expect(get(0xc) & 0x20).toBe(0x20);
   });
 
+  it('an alarm in 12-hour mode, and one that no time matches', () => {
+    const { get, set } = make();
+    set(0xb, 0x00);
+    set(1, 0x00);
+    set(3, 0x30);
+    set(5, 0x80 | 0x01);
+    vi.setSystemTime(Date.UTC(2026, 10, 21, 13, 30, 0));
+    expect(get(0xc) & 0x20).toBe(0x20);
+    set(3, 0x77);
+    vi.setSystemTime(Date.UTC(2026, 10, 23));
+    expect(get(0xc) & 0x30).toBe(0x10);
+  });
+
   it('periodic: at the rate of register A', () => {
     const { get, set, irq } = make();
     set(0xa, 0x2f);
