@@ -1,6 +1,7 @@
 // One virtual machine as control sees it, from `ferry run` or `ferry receive` to its end: run state, events, settings, migrations.
 // Made by cli; QMP commands act on it; JS thread.
 import type { Incoming, MigrationOutcome, ReceiveHost } from '../migration/api.ts';
+import { resumeByHand } from '../migration/way-back.ts';
 import type { Machine, MachineEvent, RunState } from '../vmm/api.ts';
 import { EventBus } from './events.ts';
 import type { MigrationDoor, PeerListener } from './migration-door.ts';
@@ -82,6 +83,8 @@ export class VmSession {
     if (machine.state === 'finish-migrate') {
       throw new QmpError('GenericError', "There's a migration process in progress");
     }
+    // Its devices stand still and its interrupts are off: more than vCPUs must come back.
+    if (machine.state === 'postmigrate') return resumeByHand(machine);
     await machine.start();
   }
 

@@ -94,7 +94,7 @@ export class Rounds {
       round: this.#n + 1,
       remainingBytes: switchOverBytes(facts.rest),
       expectedDowntimeMs: decision.expectedMs,
-      hint: decision.kind === 'go-on' ? decision.hint : null,
+      hint: (decision.kind === 'go-on' ? decision.hint : null) ?? session.notice,
     };
     return decision;
   }

@@ -26,6 +26,8 @@ export interface SourceSession {
   ramSection: OpenSection | null;
   limits: { downtimeLimitMs: number; maxBandwidth: number };
   progress: MigrationProgress;
+  /** Said for as long as there is no other hint. */
+  notice: string | null;
   /** What the collect found on which the switch-over was decided: it is sent in the last round. */
   unsent: DirtyPages | null;
   /** What the run state was before the pause; null: not paused by this migration. */

@@ -16,7 +16,7 @@ import { startBulk } from './stream/device-section.ts';
 import { bulkSectionName, CONFIG_SECTION_VERSION, MACHINE_NAME, PING, SECTION } from './stream/format.ts';
 import { startRam } from './stream/ram-section.ts';
 import { StreamWriter } from './stream/writer.ts';
-import { answerDeadlineMs, SwitchOver, saveStates } from './switchover.ts';
+import { answerDeadlineMs, rehearse, SwitchOver } from './switchover.ts';
 import { wayBack } from './way-back.ts';
 
 /** Before the pause: neither a byte sent nor a word heard for this long is a failure. */
@@ -46,6 +46,7 @@ class SourceMigration implements Migration {
       ramSection: null,
       limits: { downtimeLimitMs: options.downtimeLimitMs, maxBandwidth: options.maxBandwidth },
       progress: firstProgress(machine.ram.size),
+      notice: null,
       unsent: null,
       stateBefore: null,
       pausedAt: 0,
@@ -152,11 +153,23 @@ class SourceMigration implements Migration {
     this.#session.trackingOn = true;
     const drop = options.testDrop === 'deviceState' ? null : options.testDrop;
     await machine.dirty.start({ deviceLog: options.deviceLog, drop });
+    this.#announceCoarse();
     stop.check();
     await settleAll(live.map((entry) => entry.live.saveSetup()));
     for (const entry of live) entry.section = await startBulk(writer, entry.device.id);
     this.#session.ramSection = await startRam(writer, machine.ram.size);
-    saveStates(machine.devices);
+    rehearse(machine.devices);
+  }
+
+  /** Before the first page: what no round can make smaller. */
+  #announceCoarse(): void {
+    const { machine } = this.#session;
+    const { coarseBytes } = machine.dirty;
+    if (coarseBytes === 0) return;
+    const mebibytes = Math.ceil(coarseBytes / (1 << 20));
+    this.#session.notice = `a device's writes cannot be told page by page: the last round carries up to ${mebibytes} MiB while the guest stands still`;
+    this.#session.progress = { ...this.#session.progress, hint: this.#session.notice };
+    this.#tell(null);
   }
 
   async #ping(value: number): Promise<void> {

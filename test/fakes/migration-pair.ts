@@ -17,7 +17,7 @@ const silent: Log = {
 };
 
 export const OPTIONS: MigrateOptions = {
-  downtimeLimitMs: 60,
+  downtimeLimitMs: 2000,
   maxBandwidth: 0,
   timeoutMs: null,
   deviceLog: true,

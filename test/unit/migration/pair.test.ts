@@ -1,6 +1,7 @@
 // Both state machines against each other over a memory channel: the order of steps, what arrives, and that exactly one side runs the guest
 // after any failure at any step. The rules are main-job.md's "Order at switch-over" and "Convergence, deadlines, ends".
 import { describe, expect, it } from 'vitest';
+import { resumeByHand } from '../../../migration/way-back.ts';
 import { deviceConfig, type EndedPair, migratePair } from '../../fakes/migration-pair.ts';
 
 function expectMoved(pair: EndedPair): void {
@@ -126,6 +127,21 @@ describe('a migration between two machines', () => {
   it('passes on to the tracker what the options say of the dirty sources', async () => {
     const pair = await migratePair({ options: { deviceLog: false, testDrop: 'kvmLastRound' } });
     expect(pair.source.tracker.options).toEqual({ deviceLog: false, drop: 'kvmLastRound' });
+  });
+
+  it('announces before the first page that a coarse source makes the last round big, and counts it', async () => {
+    const hints: (string | null)[] = [];
+    const pair = await migratePair({
+      options: { downtimeLimitMs: 20_000 },
+      prepare: ({ source, sourceDiary, migration }) => {
+        source.tracker.coarseBytes = 3 << 20;
+        sourceDiary.onStep = (step) => {
+          if (step === 'dev0.saveSetup') hints.push(migration.progress.hint);
+        };
+      },
+    });
+    expect(hints[0]).toMatch(/carries up to 3 MiB/);
+    expect(pair.outcome.status).toBe('completed');
   });
 
   it('negative control: with testDrop deviceState the device arrives without its contents', async () => {
@@ -267,15 +283,39 @@ describe('a destination that does not fit refuses before any RAM, and the source
 
 describe('after EOF the source never runs the guest by itself', () => {
   it('is postmigrate, failed and unanswered when SHUT does not come', async () => {
-    // The back path goes silent after the last PONG: SHUT is lost.
-    const whole = await migratePair();
-    const before = whole.channels.destination.txBytes - 20;
-    const pair = await migratePair({ faults: { back: { cutAt: before } } });
+    // The way back breaks after the last PONG: SHUT is lost.
+    const pair = await migratePair({
+      prepare: ({ channels, destinationDiary }) => {
+        destinationDiary.onStep = (step) => {
+          if (step === 'start') channels.destination.out.fault = { cutAt: channels.destination.txBytes };
+        };
+      },
+    });
     expect(pair.outcome.status).toBe('failed');
     expect(pair.outcome.unanswered).toBe(true);
     expect(pair.source.state).toBe('postmigrate');
     expect(pair.sourceDiary.steps).not.toContain('start');
     expect(pair.built!.state).toBe('running');
+  });
+
+  it('runs it again by hand alone: interrupts, devices, then vCPUs', async () => {
+    const pair = await migratePair({
+      prepare: ({ destinationDiary }) => {
+        destinationDiary.failAt = 'start';
+      },
+    });
+    expect(pair.source.state).toBe('postmigrate');
+    pair.sourceDiary.steps.length = 0;
+    await resumeByHand(pair.source);
+    expect(pair.sourceDiary.steps).toEqual([
+      'attachInterrupts',
+      'dev0.cancel',
+      'dev1.cancel',
+      'clockAfterPause',
+      'start',
+    ]);
+    expect(pair.source.state).toBe('running');
+    for (const device of pair.source.devices) expect(device.liveState).toBe('running');
   });
 
   it('says what the destination said when it could not run the guest', async () => {
