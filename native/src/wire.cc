@@ -196,6 +196,7 @@ Failure RxWire::Need(size_t length, const char* doing) {
 
 bool RxWire::ReadNow(uint8_t* into, size_t length) {
   if (available() < length) return false;
+  if (length == 0) return true;  // there may be no buffer yet
   Account(data(), length);
   if (length > 0) memcpy(into, data(), length);
   Skip(length);
