@@ -10,21 +10,30 @@ import { connectPeer, listenForPeer } from '../migration/transport/uri.ts';
 import type { Machine } from '../vmm/api.ts';
 import { checkCpuContract } from '../vmm/cpu-contract.ts';
 import { buildForIncoming } from '../vmm/machine.ts';
+import type { PreparedRam } from '../vmm/prepared-ram.ts';
 
 /** After a move `ferry migrate` still reads how it went; then this process ends. Milliseconds. */
 const LINGER_MS = 3000;
 
-const door: MigrationDoor = {
-  connect: connectPeer,
-  listen: listenForPeer,
-  migrateTo,
-  receiveFrom: (peer, host) => receiveFrom(peer, host, { buildForIncoming, checkCpuContract }),
-};
+function doorWith(prepared: PreparedRam | null): MigrationDoor {
+  return {
+    connect: connectPeer,
+    listen: listenForPeer,
+    migrateTo,
+    receiveFrom: (peer, host) =>
+      receiveFrom(peer, host, {
+        buildForIncoming: (config, cpu, machineHost) => buildForIncoming(config, cpu, machineHost, prepared),
+        checkCpuContract,
+      }),
+  };
+}
 
 export interface HostSessionOptions {
   readonly name: string | null;
   readonly control: string | null;
   readonly receiveHost: ReceiveHost | null;
+  /** RAM that was allocated ahead for the guest to come. */
+  readonly preparedRam: PreparedRam | null;
 }
 
 type Way = { readonly exitCode: number; readonly message: string | null };
@@ -43,7 +52,7 @@ export class HostSession {
     });
     this.session = new VmSession({
       name: options.name,
-      door,
+      door: doorWith(options.preparedRam),
       receiveHost: options.receiveHost,
       onQuit: () => {
         if (this.#machine === null) this.#leave({ exitCode: 0, message: null });

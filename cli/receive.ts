@@ -2,6 +2,7 @@
 import { VmmError } from '../native/errno.ts';
 import { judgeClock, judgeCpus, judgeMemory, judgeSerial } from '../vmm/config.ts';
 import { parseDevices } from '../vmm/device-syntax.ts';
+import { PreparedRam } from '../vmm/prepared-ram.ts';
 import { openConsole } from './console.ts';
 import { HostSession } from './host-session.ts';
 import { createLog, parseLevel } from './log.ts';
@@ -57,8 +58,12 @@ export const receiveVerb: Verb = {
     const terminal = openConsole(judgeSerial(parsed.value('serial') ?? undefined), () => interrupt());
     const memory = parsed.value('memory');
     const cpus = parsed.value('cpus');
+    const size = memory === null ? null : judgeMemory(memory);
+    // With a known size it is done now, while nobody waits; else when the stream has told the size.
+    const preparedRam = size !== null && parsed.flag('preallocate') ? await PreparedRam.of(size) : null;
     const host = await HostSession.open({
       name: null,
+      preparedRam,
       control,
       receiveHost: {
         log,
@@ -66,7 +71,7 @@ export const receiveVerb: Verb = {
         consoleOut: (bytes) => terminal.out(bytes),
         consoleIn: (sink) => terminal.onInput(sink),
         devices: parseDevices(parsed.list('device'), registry),
-        memory: memory === null ? null : judgeMemory(memory),
+        memory: size,
         cpus: cpus === null ? null : judgeCpus(cpus),
         preallocate: parsed.flag('preallocate'),
         clock: judgeClock(parsed.value('clock') ?? undefined),
@@ -82,6 +87,7 @@ export const receiveVerb: Verb = {
     } finally {
       terminal.close();
       await host.close();
+      preparedRam?.close();
     }
   },
 };

@@ -78,6 +78,7 @@ export const runVerb: Verb = {
     const config = judgeConfig(inputOf(parsed), registry);
     if (config.boot === null) throw new VmmError('usage', 'ferry run: --kernel is missing; see ferry run --help');
     const host = await HostSession.open({
+      preparedRam: null,
       name: parsed.value('name'),
       control: parsed.value('control'),
       receiveHost: null,

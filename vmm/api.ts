@@ -153,7 +153,8 @@ export interface Machine {
 
 /** vmm/machine.ts exports:
  *    buildMachine(config: MachineConfig, host: MachineHost): Promise<Machine>          prelaunch, kernel loaded when config.boot is there
- *    buildForIncoming(config: MachineConfig, cpu: CpuContract, host: MachineHost): Promise<Machine>   inmigrate, empty RAM
+ *    buildForIncoming(config: MachineConfig, cpu: CpuContract, host: MachineHost, prepared: PreparedRam | null): Promise<Machine>
+ *                                                                                     inmigrate, empty RAM: `prepared` if it fits
  *  vmm/cpu-contract.ts:
  *    checkCpuContract(wanted: CpuContract): string[]                                   what this host lacks, named; empty when it fits
  */

@@ -16,6 +16,7 @@ import { GuestRequests } from './guest-requests.ts';
 import { Interrupts } from './irq.ts';
 import { LiveMachine } from './live-machine.ts';
 import { Memory } from './memory.ts';
+import type { PreparedRam } from './prepared-ram.ts';
 import { Processors } from './processors.ts';
 import { encodeCpuid } from './vcpu.ts';
 import { Vm } from './vm.ts';
@@ -36,7 +37,7 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
     const { machine, memory, processors } = await assemble(
       { ...config, debugExit },
       host,
-      { vm, boot, contract: null },
+      { vm, boot, contract: null, prepared: null },
       undo,
     );
     if (boot !== null) processors.boot(await boot.load({ memory, cpus: config.cpus, fresh: true }));
@@ -47,13 +48,18 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
   }
 }
 
-/** Inmigrate, with empty RAM. The caller has seen checkCpuContract(cpu) to be empty. */
-export async function buildForIncoming(config: MachineConfig, cpu: CpuContract, host: MachineHost): Promise<Machine> {
+/** Inmigrate, with empty RAM: `prepared`, if it fits. The caller has seen checkCpuContract(cpu) to be empty. */
+export async function buildForIncoming(
+  config: MachineConfig,
+  cpu: CpuContract,
+  host: MachineHost,
+  prepared: PreparedRam | null = null,
+): Promise<Machine> {
   const undo: Undo = [];
   try {
     const vm = new Vm(kvmNode());
     undo.push(() => vm.close());
-    return (await assemble(config, host, { vm, boot: null, contract: cpu }, undo)).machine;
+    return (await assemble(config, host, { vm, boot: null, contract: cpu, prepared }, undo)).machine;
   } catch (error) {
     await unwind(undo);
     throw error;
@@ -81,14 +87,16 @@ interface Basis {
   readonly vm: Vm;
   readonly boot: BootImage | null;
   readonly contract: CpuContract | null;
+  readonly prepared: PreparedRam | null;
 }
 
 async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, undo: Undo) {
   const addon = kvmNode();
   const { vm } = basis;
-  const ram = addon.createRam(config.memory, { hugePages: false, populate: false });
+  const prepared = basis.prepared?.take(config.memory) ?? null;
+  const ram = prepared ?? addon.createRam(config.memory, { hugePages: false, populate: false });
   undo.push(() => ram.close());
-  if (config.preallocate) await ram.populate(0, config.memory);
+  if (config.preallocate && prepared === null) await ram.populate(0, config.memory);
   const memory = new Memory(addon, vm.fd, ram, vm.abilities.memorySlots);
   // These three are made below; no exit happens before start().
   let machine: LiveMachine;
