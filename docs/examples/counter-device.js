@@ -23,15 +23,16 @@ export default ({ createPciFunction, StateError }) => ({
       if (offset === 0x8) now.limit = value >>> 0;
     };
     const load = (saved) => {
-      const { count, limit, interrupts } = saved ?? {};
+      const { count, limit, interrupts, step: there } = saved ?? {};
       if (![count, limit, interrupts].every(isRegister)) throw new StateError(`${id}: three registers wanted`);
+      if (there !== step) throw new StateError(`${id}: step=${there} at the source, step=${step} here`);
       now = { count, limit, interrupts };
     };
     const pci = createPciFunction({
       ...{ host, id, type: 'counter', vendorId: 0x1b36, deviceId: 0x10ff, classCode: 0xff0000 },
       bars: [{ index: 0, kind: 'mem32', size: 4096, read, write }],
       interrupts: { kind: 'msi', count: 1 },
-      state: { version: 1, save: () => ({ ...now }), load },
+      state: { version: 1, save: () => ({ ...now, step }), load },
       reset: () => {
         now = { ...POWER_ON };
       },

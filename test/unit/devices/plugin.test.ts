@@ -156,9 +156,17 @@ describe('the example device', () => {
     const { pci, bus } = attach(await counterType());
     enable(pci);
     const state = pci.state!.save() as { device: object };
-    expect(() => pci.state!.load({ ...state, device: { count: -1, limit: 0, interrupts: 0 } }, 1)).toThrow(StateError);
+    expect(() => pci.state!.load({ ...state, device: { count: -1, limit: 0, interrupts: 0, step: 1 } }, 1)).toThrow(
+      StateError,
+    );
     expect(() => pci.state!.load({ ...state, device: null }, 1)).toThrow(StateError);
     expect(bus.in(BAR + 4, 4, 'mmio')).toBe(0);
+  });
+
+  it('refuses to go on with another step than the guest knows', async () => {
+    const type = await counterType();
+    const state = attach(type, { step: 2 }).pci.state!.save();
+    expect(() => attach(type, { step: 3 }).pci.state!.load(state, 1)).toThrow('step=2 at the source, step=3 here');
   });
 
   it('reset puts everything back and nothing is left claimed; close too', async () => {
