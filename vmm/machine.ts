@@ -97,7 +97,7 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const ram = prepared ?? addon.createRam(config.memory, { hugePages: false, populate: false });
   undo.push(() => ram.close());
   if (config.preallocate && prepared === null) await ram.populate(0, config.memory);
-  const memory = new Memory(addon, vm.fd, ram, vm.abilities.memorySlots);
+  const memory = new Memory(addon, vm.slots, ram, vm.abilities.memorySlots);
   // These three are made below; no exit happens before start().
   let machine: LiveMachine;
   const loop = addon.createVcpuLoop(

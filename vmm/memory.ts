@@ -12,15 +12,12 @@ import type {
   SlotHandle,
   SlotPort,
 } from '../devices/contract.ts';
-import {
-  KVM_MEM_LOG_DIRTY_PAGES,
-  KVM_MEM_READONLY,
-  KVM_SET_USER_MEMORY_REGION,
-  kvm_userspace_memory_region,
-} from '../native/abi/kvm.ts';
-import type { KvmNode, Patch } from '../native/addon.ts';
+import type { KvmNode } from '../native/addon.ts';
 import { VmmError } from '../native/errno.ts';
+import type { Vm as VmFd } from '../native/kvm.ts';
 import { ramSpans } from './layout.ts';
+
+type SlotFd = Pick<VmFd, 'setSlot' | 'removeSlot'>;
 
 export const PAGE = 4096;
 
@@ -40,14 +37,12 @@ export class Memory implements GuestMemory, SlotPort {
   readonly ranges: readonly RamRange[];
   readonly pages: number;
   readonly hostWrites: HostWrites;
-  readonly #addon: KvmNode;
-  readonly #vm: number;
+  readonly #slots: SlotFd;
   readonly #maxSlots: number;
   readonly #barSlots = new Map<number, { gpa: number; end: number }>();
 
-  constructor(addon: KvmNode, vm: number, ram: GuestRam, maxSlots: number) {
-    this.#addon = addon;
-    this.#vm = vm;
+  constructor(addon: Pick<KvmNode, 'createBitmap'>, slots: SlotFd, ram: GuestRam, maxSlots: number) {
+    this.#slots = slots;
     this.#maxSlots = maxSlots;
     this.ram = ram;
     this.pages = ram.size / PAGE;
@@ -61,12 +56,16 @@ export class Memory implements GuestMemory, SlotPort {
     }));
     this.ranges = this.banks;
     this.hostWrites = new HostWrites(addon, this.pages);
-    for (const bank of this.banks) this.#setRam(bank, 0);
+    this.logDirty(false);
   }
 
   /** KVM_MEM_LOG_DIRTY_PAGES of every RAM slot. BARs are never logged: their writes are the device's own state. */
   logDirty(on: boolean): void {
-    for (const bank of this.banks) this.#setRam(bank, on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
+    for (const bank of this.banks) {
+      const { slot, gpa, size } = bank;
+      const { ram: backing, offset } = bank.slice;
+      this.#slots.setSlot({ slot, gpa, size, backing, offset, readOnly: false, logDirty: on });
+    }
   }
 
   read(gpa: number, into: Uint8Array): boolean {
@@ -102,9 +101,7 @@ export class Memory implements GuestMemory, SlotPort {
     if (slot >= this.#maxSlots) {
       throw new VmmError('no-slot', `cannot map a BAR at ${at}: all ${this.#maxSlots} memory slots of KVM are taken`);
     }
-    this.#setRegion({ slot, flags: readOnly ? KVM_MEM_READONLY : 0, gpa, size }, [
-      { at: kvm_userspace_memory_region.userspace_addr, mapping, offset, length: size },
-    ]);
+    this.#slots.setSlot({ slot, gpa, size, backing: mapping, offset, readOnly, logDirty: false });
     this.#barSlots.set(slot, { gpa, end });
     let mapped = true;
     return {
@@ -112,8 +109,7 @@ export class Memory implements GuestMemory, SlotPort {
         if (!mapped) return;
         mapped = false;
         this.#barSlots.delete(slot);
-        // A size of 0 deletes the slot; KVM then wants no address.
-        this.#setRegion({ slot, flags: 0, gpa, size: 0 }, []);
+        this.#slots.removeSlot(slot);
       },
     };
   }
@@ -121,22 +117,6 @@ export class Memory implements GuestMemory, SlotPort {
   close(): void {
     this.hostWrites.close();
     this.ram.close();
-  }
-
-  #setRam(bank: RamBank, flags: number): void {
-    this.#setRegion({ slot: bank.slot, flags, gpa: bank.gpa, size: bank.size }, [
-      { at: kvm_userspace_memory_region.userspace_addr, ram: this.ram, offset: bank.slice.offset, length: bank.size },
-    ]);
-  }
-
-  #setRegion(region: { slot: number; flags: number; gpa: number; size: number }, patches: readonly Patch[]): void {
-    const bytes = new Uint8Array(kvm_userspace_memory_region.size);
-    const view = new DataView(bytes.buffer);
-    view.setUint32(kvm_userspace_memory_region.slot, region.slot, true);
-    view.setUint32(kvm_userspace_memory_region.flags, region.flags, true);
-    view.setBigUint64(kvm_userspace_memory_region.guest_phys_addr, BigInt(region.gpa), true);
-    view.setBigUint64(kvm_userspace_memory_region.memory_size, BigInt(region.size), true);
-    this.#addon.ioctl('KVM_SET_USER_MEMORY_REGION', this.#vm, KVM_SET_USER_MEMORY_REGION, bytes, patches);
   }
 
   /** The memfd offset of [gpa, gpa+length), or null where any byte of it is not RAM. */

@@ -1,12 +1,13 @@
 // The vCPUs of a machine with what belongs to them all: CPUID, power-on state for resets, saved state, and the guest's clock, which
 // stands still while they do. Made by machine.ts; JS thread. The threads are native (VcpuLoop). main-job.md, "Clock".
 import type { KvmNode, Vcpu, VcpuLoop } from '../native/addon.ts';
+import { readRegisters } from '../native/kvm.ts';
 import type { CoreState, CpuContract, MachineConfig } from './api.ts';
 import { cpuidOfVcpu } from './boot/cpuid.ts';
 import type { BootRegisters } from './boot/registers.ts';
 import { announcePause, type CoreParts, loadCore, readClock, saveCore, writeClock } from './core-state.ts';
 import { hostCpuid, readContract } from './cpu-contract.ts';
-import { rip, setBootRegisters, setCpuid, setTscKhz } from './vcpu.ts';
+import { setBootRegisters, setCpuid, setTscKhz } from './vcpu.ts';
 import type { Vm } from './vm.ts';
 
 /** kvmclock as it stood, and when that was by the host's CLOCK_MONOTONIC. */
@@ -52,7 +53,7 @@ export class Processors {
   }
 
   rip(index: number): bigint {
-    return rip(this.#addon, this.#parts.vcpus[index]!);
+    return readRegisters(this.#parts.vcpus[index]!).rip;
   }
 
   /** As after power-on, but the TSC goes on. */

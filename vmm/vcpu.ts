@@ -1,4 +1,4 @@
-// One vCPU's set-up and registers: CPUID, the boot entry state, RIP for messages. Called by machine.ts and cpu-contract.ts while its
+// One vCPU's set-up: CPUID, TSC rate, the boot entry state. Called by machine.ts and cpu-contract.ts while its
 // thread is parked; JS thread. The thread itself is native (VcpuLoop); its exits are in exits.ts. Spec: KVM api.rst, KVM_SET_CPUID2 ff.
 import {
   KVM_GET_REGS,
@@ -71,10 +71,6 @@ export function tscKhz(addon: IoctlPort, vcpu: number): number {
 
 export function setTscKhz(addon: IoctlPort, vcpu: number, khz: number): void {
   addon.ioctl('KVM_SET_TSC_KHZ', vcpu, KVM_SET_TSC_KHZ, khz);
-}
-
-export function rip(addon: IoctlPort, vcpu: number): bigint {
-  return new DataView(getStruct(addon, vcpu, REGS).buffer).getBigUint64(kvm_regs.rip, true);
 }
 
 /** The boot vCPU's entry state. What `boot` does not name stays as a fresh vCPU has it (APIC base, ...). */

@@ -1,6 +1,5 @@
-// One VM of KVM: opening /dev/kvm, the VM fd with its in-kernel interrupt controllers and PIT, and what this KVM can do. Made by
+// One VM of KVM: its fd with the in-kernel interrupt controllers and PIT, and what this KVM can do. Made by
 // machine.ts and cpu-contract.ts; JS thread. Spec: KVM api.rst, sections 3 to 5.
-import { closeSync, constants, openSync } from 'node:fs';
 import {
   KVM_CAP_IRQ_ROUTING,
   KVM_CAP_NR_MEMSLOTS,
@@ -9,17 +8,13 @@ import {
   KVM_CAP_TSC_DEADLINE_TIMER,
   KVM_CAP_XCRS,
   KVM_CAP_XSAVE2,
-  KVM_CHECK_EXTENSION,
   KVM_CREATE_DEVICE,
   KVM_CREATE_IRQCHIP,
   KVM_CREATE_PIT2,
-  KVM_CREATE_VM,
   KVM_DEV_TYPE_VFIO,
   KVM_DEV_VFIO_FILE,
   KVM_DEV_VFIO_FILE_ADD,
   KVM_DEV_VFIO_FILE_DEL,
-  KVM_GET_API_VERSION,
-  KVM_GET_VCPU_MMAP_SIZE,
   KVM_PIT_SPEAKER_DUMMY,
   KVM_SET_DEVICE_ATTR,
   KVM_SET_IDENTITY_MAP_ADDR,
@@ -29,11 +24,9 @@ import {
   kvm_pit_config,
 } from '../native/abi/kvm.ts';
 import type { KvmNode } from '../native/addon.ts';
-import { VmmError } from '../native/errno.ts';
+import { type Kvm, openKvm, type Vm as VmFd } from '../native/kvm.ts';
 import { IDENTITY_MAP_ADDR, TSS_ADDR } from './layout.ts';
 
-/** The only version there is (KVM api.rst, KVM_GET_API_VERSION). */
-const API_VERSION = 12;
 const XSAVE_SIZE = 4096;
 
 /** What this KVM offers, as far as it makes a difference here. */
@@ -48,30 +41,32 @@ export interface KvmAbilities {
 }
 
 export class Vm {
+  /** Of /dev/kvm and of the VM. */
   readonly kvm: number;
   readonly fd: number;
   readonly runSize: number;
+  readonly slots: Pick<VmFd, 'setSlot' | 'removeSlot'>;
   readonly abilities: KvmAbilities;
   readonly #addon: KvmNode;
+  readonly #device: Kvm;
+  readonly #vm: VmFd;
   #vfio: number | null = null;
 
-  constructor(addon: KvmNode, path = '/dev/kvm') {
+  constructor(addon: KvmNode) {
     this.#addon = addon;
-    this.kvm = openKvm(addon, path);
+    this.#device = openKvm();
     try {
-      this.fd = addon.ioctl('KVM_CREATE_VM', this.kvm, KVM_CREATE_VM, 0);
+      this.#vm = this.#device.createVm();
     } catch (error) {
-      closeSync(this.kvm);
+      this.#device.close();
       throw error;
     }
-    this.runSize = addon.ioctl('KVM_GET_VCPU_MMAP_SIZE', this.kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    this.kvm = this.#device.fd;
+    this.fd = this.#vm.fd;
+    this.runSize = this.#device.runSize;
+    this.slots = this.#vm;
     this.abilities = this.#readAbilities();
     this.#board();
-  }
-
-  /** KVM_CHECK_EXTENSION of the VM: 0 is no. */
-  extension(capability: number): number {
-    return this.#addon.ioctl('KVM_CHECK_EXTENSION', this.fd, KVM_CHECK_EXTENSION, capability);
   }
 
   /** KVM_DEV_TYPE_VFIO, made when the first group comes: KVM then knows of the device's DMA coherency. linux vfio.rst of KVM. */
@@ -82,19 +77,20 @@ export class Vm {
 
   close(): void {
     if (this.#vfio !== null) this.#addon.closeFd(this.#vfio);
-    this.#addon.closeFd(this.fd);
-    closeSync(this.kvm);
+    this.#vm.close();
+    this.#device.close();
   }
 
   #readAbilities(): KvmAbilities {
+    const check = (capability: number) => this.#vm.check(capability);
     return {
-      sregs2: this.extension(KVM_CAP_SREGS2) > 0,
-      xcrs: this.extension(KVM_CAP_XCRS) > 0,
-      xsaveSize: Math.max(XSAVE_SIZE, this.extension(KVM_CAP_XSAVE2)),
-      tscControl: this.extension(KVM_CAP_TSC_CONTROL) > 0,
-      tscDeadlineTimer: this.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
-      memorySlots: this.extension(KVM_CAP_NR_MEMSLOTS),
-      gsis: this.extension(KVM_CAP_IRQ_ROUTING),
+      sregs2: check(KVM_CAP_SREGS2) > 0,
+      xcrs: check(KVM_CAP_XCRS) > 0,
+      xsaveSize: Math.max(XSAVE_SIZE, check(KVM_CAP_XSAVE2)),
+      tscControl: check(KVM_CAP_TSC_CONTROL) > 0,
+      tscDeadlineTimer: check(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+      memorySlots: check(KVM_CAP_NR_MEMSLOTS),
+      gsis: check(KVM_CAP_IRQ_ROUTING),
     };
   }
 
@@ -128,28 +124,4 @@ export class Vm {
     const patches = [{ at: kvm_device_attr.addr, bytes: file }];
     this.#addon.ioctl('KVM_DEV_VFIO_FILE', this.#vfio, KVM_SET_DEVICE_ATTR, bytes, patches);
   }
-}
-
-/** Each failure with what to do about it. */
-export function openKvm(addon: Pick<KvmNode, 'ioctl'>, path = '/dev/kvm'): number {
-  let fd: number;
-  try {
-    fd = openSync(path, constants.O_RDWR);
-  } catch (cause) {
-    const code = (cause as NodeJS.ErrnoException).code ?? 'unknown error';
-    const remedy =
-      code === 'ENOENT' || code === 'ENXIO' || code === 'ENODEV'
-        ? 'this host offers no KVM; load kvm_intel or kvm_amd (or switch virtualization on in the firmware), or try `ferry lab up`'
-        : code === 'EACCES' || code === 'EPERM'
-          ? 'this user may not use it; run as root or join the group that owns it (usually kvm)'
-          : 'see `ls -l /dev/kvm`';
-    throw new VmmError('no-kvm', `cannot open ${path}: ${code}; ${remedy}`, { cause });
-  }
-  const version = addon.ioctl('KVM_GET_API_VERSION', fd, KVM_GET_API_VERSION, 0);
-  if (version === API_VERSION) return fd;
-  closeSync(fd);
-  throw new VmmError(
-    'no-kvm',
-    `${path} speaks KVM API version ${version}, not ${API_VERSION}; use a kernel since 2.6.22`,
-  );
 }

@@ -165,7 +165,7 @@ describe('memory', () => {
   function memory(size: number) {
     const { vm } = setup();
     const ram = addon.createRam(size, { hugePages: false, populate: false });
-    const made = new Memory(addon, vm.fd, ram, vm.abilities.memorySlots);
+    const made = new Memory(addon, vm.slots, ram, vm.abilities.memorySlots);
     undo.push(() => made.close());
     return { vm, made };
   }
