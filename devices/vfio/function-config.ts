@@ -88,9 +88,14 @@ export class FunctionConfig {
     }
   }
 
-  /** What the guest has in PCI_COMMAND becomes the device's: decode, bus mastering, INTx disable. */
+  /**
+   * What the guest has in PCI_COMMAND becomes the device's: bus mastering, INTx disable, I/O decode. Memory decode stays on at the
+   * device whatever the guest says: its BARs lie where this host put them, the guest's own decode is whether slots and claims are
+   * there, and variant drivers can neither stop, save nor load a device that does not decode (a guest may be moved before its driver
+   * has switched it on, and a destination begins with everything off).
+   */
   pushCommand(): void {
-    const command = this.space.read(HEADER.command, 2);
+    const command = this.space.read(HEADER.command, 2) | COMMAND.memory;
     this.#command[0] = command & 0xff;
     this.#command[1] = command >> 8;
     this.#transport.writeRegion(CONFIG_REGION, HEADER.command, this.#command);

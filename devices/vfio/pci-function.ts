@@ -81,7 +81,7 @@ export class VfioPciFunction implements PciFunction {
     for (const bar of this.#deviceBars) this.#bars.add(bar.spec);
     this.#powerOn = config.space.save();
     this.live = parts.live(this);
-    // The host's kernel may have left decode on; the guest starts with everything off.
+    // The guest starts with bus mastering and interrupts off, whatever the host left.
     this.#pushCommand();
   }
 
@@ -97,8 +97,10 @@ export class VfioPciFunction implements PciFunction {
     const command = offset < HEADER.command + 2 && offset + width > HEADER.command;
     const before = command ? this.#config.space.read(HEADER.command, 2) : 0;
     this.#config.write(offset, width, value);
-    if (command && this.#config.space.read(HEADER.command, 2) !== before) this.#commandChanged(before);
-    else if (this.#bars.touches(offset, width)) this.#bars.update();
+    if (command && this.#config.space.read(HEADER.command, 2) !== before) {
+      this.#pushCommand();
+      this.#bars.update();
+    } else if (this.#bars.touches(offset, width)) this.#bars.update();
     this.#msi?.afterWrite(offset, width);
     this.#msix?.afterWrite(offset, width);
     this.#vectors.update();
@@ -136,14 +138,6 @@ export class VfioPciFunction implements PciFunction {
     for (const bar of this.#deviceBars) bar.close();
     await this.#transport.close();
     this.#closed();
-  }
-
-  /** Memory slots may only be there while the device decodes: an access would fault the vCPU. */
-  #commandChanged(before: number): void {
-    const opens = (this.#config.space.read(HEADER.command, 2) & ~before & 3) !== 0;
-    if (opens) this.#pushCommand();
-    this.#bars.update();
-    if (!opens) this.#pushCommand();
   }
 
   #pushCommand(): void {
@@ -189,7 +183,7 @@ export class VfioPciFunction implements PciFunction {
       this.#config.space.restore(bytes);
       if (msiState !== null) this.#msi?.restore(msiState);
       if (msixState !== null) this.#msix?.restore(msixState);
-      // PCI_COMMAND before the interrupts, as it is after a boot; decode on before the slots appear.
+      // PCI_COMMAND before the interrupts, as it is after a boot.
       this.#pushCommand();
       this.#bars.update();
     });
