@@ -49,12 +49,14 @@ export class Lab {
   readonly name: string;
   readonly dir: string;
   readonly hosts: readonly LabHost[];
+  readonly image: LabImage;
   #closed: Promise<void> | null = null;
 
-  constructor(name: string, dir: string, hosts: readonly LabHost[]) {
-    this.name = name;
-    this.dir = dir;
-    this.hosts = hosts;
+  constructor(parts: { name: string; dir: string; hosts: readonly LabHost[]; image: LabImage }) {
+    this.name = parts.name;
+    this.dir = parts.dir;
+    this.hosts = parts.hosts;
+    this.image = parts.image;
   }
 
   /** host(0) is at 10.9.0.11, host(1) at 10.9.0.12. */
@@ -128,7 +130,7 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
     say(`booting ${count === 1 ? 'a lab host' : `${count} lab hosts`}`);
     const hosts = await bootAll(plans, agent);
     await writeRecord(dir, { name, owner: processTag(), ready: true, hosts: hosts.map((host) => host.record()) });
-    return new Lab(name, dir, hosts);
+    return new Lab({ name, dir, hosts, image });
   } catch (error) {
     removeLabDirectory(dir);
     throw error;

@@ -16,6 +16,10 @@ export interface LabImage {
   readonly release: string;
   readonly vmlinux: string;
   readonly initrd: string;
+  /** Our own modules, name.ko each. */
+  readonly modules: string;
+  /** The kernel's uAPI headers, for programs that Debian's own are too old for. */
+  readonly uapi: string;
 }
 
 export interface ImageSources {
@@ -128,7 +132,15 @@ export async function labImage(sources: ImageSources, options: { refresh: boolea
     sources.say('packing the lab host image');
     return buildImage(into, { kernel, own, sources });
   });
-  const image = { dir, release: kernel.release, vmlinux: kernel.vmlinux, initrd: join(dir, 'initrd.cpio') };
+  const common = `linux-headers-${kernel.release.replace(/-amd64$/, '')}-common`;
+  const image: LabImage = {
+    dir,
+    release: kernel.release,
+    vmlinux: kernel.vmlinux,
+    initrd: join(dir, 'initrd.cpio'),
+    modules: join(dir, 'modules'),
+    uapi: join(kernel.headers.root, 'usr/src', common, 'include/uapi'),
+  };
   if (!existsSync(image.initrd) || !existsSync(image.vmlinux))
     throw new VmmError('EIMAGE', `${dir} is damaged; remove it and start again`);
   return image;
