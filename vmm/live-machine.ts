@@ -161,8 +161,13 @@ export class LiveMachine implements Machine {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close();
+    // Behind what is under way: a transition needs the loop that this closes.
+    this.#closing ??= this.#queue.then(() => this.#close());
     return this.#closing;
+  }
+
+  get closed(): boolean {
+    return this.#closing !== null;
   }
 
   /** requests.noted(): called from within an exit. Stops the vCPUs now, does the rest when they are parked. */
@@ -172,12 +177,19 @@ export class LiveMachine implements Machine {
     // A pause that rejects does so for the transition too, which reports it.
     parked.catch(() => {});
     void this.#transition(async () => {
-      if (!this.#parts.requests.pending || this.#closing !== null) return;
+      if (!this.#parts.requests.pending) return;
       const running = this.#state === 'running';
       if (running) await this.#park();
       await this.#serve();
       if (running && this.#state === 'running') this.#parts.loop.start();
     }).catch((error: unknown) => this.#fail(error));
+  }
+
+  /** Device code threw, which it must not: the guest cannot go on from half an access. */
+  deviceFailed(error: unknown): void {
+    const text =
+      error instanceof Error ? (error.stack ?? error.message).split('\n').slice(0, 2).join(' ') : String(error);
+    this.#parts.requests.internalError(`a device model failed: ${text}`);
   }
 
   /** KVM_RUN itself failed. */
@@ -249,6 +261,7 @@ export class LiveMachine implements Machine {
   }
 
   #transition<T>(step: () => Promise<T>): Promise<T> {
+    if (this.closed) return Promise.reject(new VmmError('closed', 'the machine is closed already', { exitCode: 1 }));
     const done = this.#queue.then(step);
     this.#queue = done.catch(() => {});
     return done;

@@ -102,8 +102,21 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   let machine: LiveMachine;
   const loop = addon.createVcpuLoop(
     {
-      exit: (index) => exits.handle(index),
-      posted: (range, offset, width, value) => bus.posted(range, offset, width, value),
+      exit: (index) => {
+        try {
+          return exits.handle(index);
+        } catch (error) {
+          machine.deviceFailed(error);
+          return true;
+        }
+      },
+      posted: (range, offset, width, value) => {
+        try {
+          bus.posted(range, offset, width, value);
+        } catch (error) {
+          machine.deviceFailed(error);
+        }
+      },
       failed: (index, errno) => machine.vcpuFailed(index, errno),
     },
     { hotWindowUs: addon.cpuCount() > 1 ? HOT_WINDOW_US : 0 },
@@ -122,7 +135,9 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const deviceHost = makeDeviceHost({ addon, host, irq, bus, memory, vm, requests });
   const board = await Board.build({ host: deviceHost, config, registry: host.registry, consoleOut: host.consoleOut });
   undo.push(() => board.close());
-  host.consoleIn((bytes) => board.serial.receive(bytes));
+  host.consoleIn((bytes) => {
+    if (!machine.closed) board.serial.receive(bytes);
+  });
   const dirty = new MergingTracker({
     pages: memory.pages,
     ranges: memory.ranges.map((range) => ({ start: range.gpa, length: range.size })),

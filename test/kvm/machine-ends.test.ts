@@ -1,5 +1,6 @@
 // How guests end or reset their machine, each with its state, events and exit code. Rules: main-job.md, "Guest ends and the probe".
 import { afterEach, describe, expect, it } from 'vitest';
+import type { DeviceType } from '../../devices/contract.ts';
 import { bootFlat, type FlatMachine, type FlatOptions } from './flat-machine.ts';
 
 const open: FlatMachine[] = [];
@@ -88,5 +89,57 @@ describe('from outside', () => {
     const flat = await run('ends', { append: 'end=loop' });
     await flat.said(/first/);
     await Promise.all([flat.machine.close(), flat.machine.close()]);
+  });
+});
+
+describe('what must not happen', () => {
+  it('a device that throws in an access ends the machine with exit code 1 and says which, instead of the process', async () => {
+    const broken: DeviceType = {
+      name: 'broken',
+      help: 'throws on every read',
+      properties: {},
+      create: (_host, id) => ({
+        id,
+        type: 'broken',
+        claims: [
+          {
+            space: 'mmio',
+            base: 0xd0000000,
+            region: {
+              name: 'broken',
+              size: 4096,
+              read: () => {
+                throw new Error('no such register');
+              },
+              write: () => {},
+              wide: null,
+              fast: null,
+            },
+          },
+        ],
+        state: null,
+        live: null,
+        dirty: null,
+        interrupts: null,
+        reset() {},
+        close() {},
+      }),
+    };
+    const flat = await run('exits', {
+      append: 'count=1 mmio=1 read=1',
+      types: [broken],
+      devices: [{ type: 'broken', id: 'b', slot: null, properties: {} }],
+    });
+    const end = await flat.machine.ended;
+    expect(end).toMatchObject({ reason: 'internal-error', exitCode: 1 });
+    expect(end.detail).toMatch(/a device model failed: Error: no such register/);
+  });
+
+  it('nothing can be asked of a closed machine, and typing at it is no error', async () => {
+    const flat = await run('ends', { append: 'end=loop' });
+    await flat.machine.close();
+    flat.type('x');
+    await expect(flat.machine.start()).rejects.toThrow(/closed/);
+    await expect(flat.machine.pause('paused')).rejects.toThrow(/closed/);
   });
 });
