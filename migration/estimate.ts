@@ -7,6 +7,8 @@ export interface RestOfMachine {
   /** What a coarse dirty source will add in the last round. */
   readonly coarseBytes: number;
   readonly devices: readonly DeviceRest[];
+  /** Pausing, saving and loading the machine itself. */
+  readonly machineMs: number;
 }
 export interface DeviceRest {
   readonly id: string;
@@ -17,8 +19,10 @@ export interface DeviceRest {
   readonly fixedMs: number;
 }
 
-/** Pausing, saving and loading a machine without devices of its own: 8-15 ms measured, unhurried. */
-export const MACHINE_FIXED_MS = 20;
+/** Pausing, saving and loading a small machine takes 8-15 ms on an unhurried host; on slow ones it goes with what a save takes there. */
+export function machineFixedMs(saveMs: number): number {
+  return Math.max(20, 3 * saveMs);
+}
 
 export function switchOverBytes(rest: RestOfMachine): number {
   let bytes = rest.dirtyBytes + rest.coarseBytes;
@@ -28,7 +32,7 @@ export function switchOverBytes(rest: RestOfMachine): number {
 
 /** The device streams share one connection, and one data fd is read after another: their fixed times add up. */
 export function fixedMs(rest: RestOfMachine): number {
-  return rest.devices.reduce((sum, device) => sum + device.fixedMs, MACHINE_FIXED_MS);
+  return rest.devices.reduce((sum, device) => sum + device.fixedMs, rest.machineMs);
 }
 
 export function expectedDowntimeMs(rest: RestOfMachine, bytesPerSecond: number): number {

@@ -7,7 +7,7 @@ import { VmmError } from '../native/errno.ts';
 import type { DirtyRound } from '../vmm/api.ts';
 import type { DirtyPages } from './api.ts';
 import { type Decision, decide, type RoundFacts } from './converge.ts';
-import { Bandwidth, switchOverBytes } from './estimate.ts';
+import { Bandwidth, machineFixedMs, switchOverBytes } from './estimate.ts';
 import { type LiveDevice, opened, type SourceSession } from './session.ts';
 import { sendBulk } from './stream/device-section.ts';
 import { PAGE_SIZE, PING } from './stream/format.ts';
@@ -75,7 +75,12 @@ export class Rounds {
       }),
     );
     this.#history.push({
-      rest: { dirtyBytes: dirtyPages * PAGE_SIZE, coarseBytes: machine.dirty.coarseBytes, devices },
+      rest: {
+        dirtyBytes: dirtyPages * PAGE_SIZE,
+        coarseBytes: machine.dirty.coarseBytes,
+        devices,
+        machineMs: machineFixedMs(this.#session.saveMs),
+      },
       bytesPerSecond: this.#bandwidth.bytesPerSecond,
     });
     if (this.#history.length > 16) this.#history.splice(1, 1);
@@ -112,6 +117,11 @@ export class Rounds {
     const now = performance.now();
     this.#bandwidth.add(writer.channel.txBytes - bytesBefore, now - sendBegan);
     report.round({ ms: Math.round(now - began), ...pages, dirty, ended: 'all sent' });
+    this.#session.progress = {
+      ...this.#session.progress,
+      bytesPerSecond: Math.round(this.#bandwidth.bytesPerSecond),
+      sentBytes: writer.channel.txBytes,
+    };
   }
 
   async #sendPages(rest: PageBitmap): Promise<{ sentPages: number; zeroPages: number }> {

@@ -28,6 +28,8 @@ export interface SourceSession {
   progress: MigrationProgress;
   /** Said for as long as there is no other hint. */
   notice: string | null;
+  /** What saving the platform's states takes on this host. */
+  saveMs: number;
   /** What the collect found on which the switch-over was decided: it is sent in the last round. */
   unsent: DirtyPages | null;
   /** What the run state was before the pause; null: not paused by this migration. */

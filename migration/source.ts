@@ -47,6 +47,7 @@ class SourceMigration implements Migration {
       limits: { downtimeLimitMs: options.downtimeLimitMs, maxBandwidth: options.maxBandwidth },
       progress: firstProgress(machine.ram.size),
       notice: null,
+      saveMs: 0,
       unsent: null,
       stateBefore: null,
       pausedAt: 0,
@@ -158,7 +159,7 @@ class SourceMigration implements Migration {
     await settleAll(live.map((entry) => entry.live.saveSetup()));
     for (const entry of live) entry.section = await startBulk(writer, entry.device.id);
     this.#session.ramSection = await startRam(writer, machine.ram.size);
-    rehearse(machine.devices);
+    this.#session.saveMs = rehearse(machine.devices);
   }
 
   /** Before the first page: what no round can make smaller. */
@@ -226,7 +227,7 @@ class SourceMigration implements Migration {
     const session = this.#session;
     this.#ended = true;
     session.report.devices = session.live.map(({ device, live }) => ({ id: device.id, ...live.moved }));
-    session.progress = { ...session.progress, phase: 'ended' };
+    session.progress = { ...session.progress, phase: 'ended', sentBytes: session.writer.channel.txBytes };
   }
 
   async #handOver(): Promise<MigrationOutcome> {
@@ -264,6 +265,7 @@ class SourceMigration implements Migration {
     if (!options.peerIsQemu) this.#attributeDestination();
     writer.channel.abort();
     this.#finish();
+    session.progress = { ...session.progress, remainingBytes: 0 };
     this.#become(answer === null ? 'completed' : 'failed');
     return {
       status: answer === null ? 'completed' : 'failed',

@@ -1,13 +1,13 @@
 // The decision between going on, switching over and giving up, as a table; and the downtime model under it. main-job.md, "Convergence".
 import { describe, expect, it } from 'vitest';
 import { decide, type RoundFacts } from '../../../migration/converge.ts';
-import { Bandwidth, expectedDowntimeMs, MACHINE_FIXED_MS, type RestOfMachine } from '../../../migration/estimate.ts';
+import { Bandwidth, expectedDowntimeMs, machineFixedMs, type RestOfMachine } from '../../../migration/estimate.ts';
 
 const MB = 1_000_000;
 const FIRST: RoundFacts = { rest: rest(1000 * MB), bytesPerSecond: 0 };
 
 function rest(dirtyBytes: number, change: Partial<RestOfMachine> = {}): RestOfMachine {
-  return { dirtyBytes, coarseBytes: 0, devices: [], ...change };
+  return { dirtyBytes, coarseBytes: 0, devices: [], machineMs: 20, ...change };
 }
 function round(dirtyBytes: number, bytesPerSecond = 32 * MB, change: Partial<RestOfMachine> = {}): RoundFacts {
   return { rest: rest(dirtyBytes, change), bytesPerSecond };
@@ -79,8 +79,10 @@ describe('the downtime model', () => {
       coarseBytes: 20 * MB,
       devices: [device({ precopyBytes: 1 * MB, stopCopyBytes: 1 * MB, fixedMs: 40 }), device({ fixedMs: 60 })],
     });
-    expect(expectedDowntimeMs(all, 32 * MB)).toBeCloseTo(1000 + 100 + MACHINE_FIXED_MS);
-    expect(expectedDowntimeMs(rest(0), 0)).toBe(MACHINE_FIXED_MS);
+    expect(expectedDowntimeMs(all, 32 * MB)).toBeCloseTo(1000 + 100 + 20);
+    expect(expectedDowntimeMs(rest(0), 0)).toBe(20);
+    expect(expectedDowntimeMs(rest(0, { machineMs: machineFixedMs(100) }), 0)).toBe(300);
+    expect(machineFixedMs(1)).toBe(20);
     expect(expectedDowntimeMs(rest(1), 0)).toBeGreaterThan(900);
   });
 
