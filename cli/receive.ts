@@ -13,6 +13,11 @@ const OPTIONS: OptionTable = {
   ...SHARED_OPTIONS,
   memory: { kind: 'value', value: 'SIZE', short: 'm', help: 'refuse a guest that has another size' },
   cpus: { kind: 'value', value: 'N', short: 'c', help: 'refuse a guest that has another number of vCPUs' },
+  preallocate: {
+    kind: 'flag',
+    value: '',
+    help: 'back all guest RAM: with --memory before the guest comes, else when it has\nsaid its size, which makes the move longer',
+  },
 };
 
 const HELP = `usage: ferry receive URI [options]

@@ -39,6 +39,7 @@ int Lane::Submit(const std::shared_ptr<Session>& session, std::shared_ptr<Operat
 void* Lane::Main(void* opaque) {
   std::unique_ptr<Start> start(static_cast<Start*>(opaque));
   start->lane->Loop(*start->session);
+  if (start->lane == &start->session->rxLane) start->session->receiver.Forget();
   start->session->connection.Leave();
   return nullptr;
 }

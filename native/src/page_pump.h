@@ -83,6 +83,8 @@ struct ReceivePagesRequest {
 class PageReceiver {
  public:
   Failure Run(RxWire& wire, const ReceivePagesRequest& request, PageCounts& counts);
+  /** Lets go of the RAM: a channel that has ended must not keep guest memory mapped until it is collected. */
+  void Forget() { *this = PageReceiver(); }
 
  private:
   void Adopt(const ReceivePagesRequest& request);

@@ -1,5 +1,6 @@
 // RAM records between two Channels: identical memory, zero pages that stay unallocated, going on where a call stopped, the rate limit,
 // and refusal of everything that is not a valid record. Format: QEMU's version-3 stream (docs/stream.md).
+import { fstatSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import type { Channel, GuestRam } from '../../../native/addon.ts';
 import { kvmNode } from '../../../native/addon.ts';
@@ -290,6 +291,24 @@ describe('receivePages', () => {
     expect(await b.receivePages(to, 'ram', null)).toMatchObject({ pages: 1 });
     expect(await b.receivePages(to, 'ram', EOS)).toEqual({ pages: 0, zeroPages: 0, bytes: 8 });
     close();
+  });
+
+  it('lets go of guest RAM when the channel ends, not when it is collected', async () => {
+    const { a, b, close } = await pair();
+    const to = ram(32 * MIB, true);
+    await a.write(be64(EOS));
+    await b.receivePages(to, 'ram', null);
+    await a.write(concat([good, be64(EOS)]));
+    await b.receivePages(to, 'ram', null);
+    const inode = ` ${fstatSync(to.fd).ino} `;
+    const mapped = () => readFileSync('/proc/self/maps', 'utf8').includes(inode);
+    expect(mapped()).toBe(true);
+    to.close();
+    expect(mapped()).toBe(true); // by the channel
+    close();
+    for (let i = 0; i < 400 && mapped(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(mapped()).toBe(false);
+    expect(b.fd).toBe(-1); // still referenced here
   });
 
   it('is aborted while it waits', async () => {

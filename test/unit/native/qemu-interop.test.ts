@@ -5,9 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { Qemu } from '../../../bench/ram-qemu.ts';
-import { receiveStream, sendStream } from '../../../bench/ram-stream.ts';
 import { type GuestRam, kvmNode, type SocketAddress } from '../../../native/addon.ts';
 import { PAGE, stripe } from './channel-pair.ts';
+import { receiveStream, sendStream } from './qemu-stream.ts';
 
 const kvm = kvmNode();
 const BYTES = 64 * 1024 * 1024;

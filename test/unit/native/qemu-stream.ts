@@ -1,7 +1,7 @@
-// The smallest migration stream that a QEMU (`-machine none`) takes and gives: header, CONFIGURATION, the RAM section, EOF. Used by
-// bench/ram.ts and by the test against a real QEMU. Format: QEMU's version-3 stream, all integers big-endian.
-import type { Channel, GuestRam, PageBitmap } from '../native/addon.ts';
-import { StreamError } from '../native/errno.ts';
+// The smallest migration stream that a QEMU (`-machine none`) takes and gives: header, CONFIGURATION, the RAM section, EOF. For
+// qemu-interop.test.ts: the channel alone, without migration/. Format: QEMU's version-3 stream, all integers big-endian.
+import type { Channel, GuestRam, PageBitmap } from '../../../native/addon.ts';
+import { StreamError } from '../../../native/errno.ts';
 
 const MAGIC = 0x5145564d; // "QEVM"
 const VERSION = 3;
