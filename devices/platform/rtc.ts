@@ -1,7 +1,7 @@
 // The CMOS clock of a PC at 0x70/0x71: wall-clock time, alarm, update and periodic interrupts on IRQ 8, NVRAM. Built by the machine.
 // Without it a Debian kernel waits 2.7 s for the update bit. JS thread; its timers run only while the guest has an interrupt enabled.
 // Motorola MC146818A datasheet; the NVRAM sizes are those that PC firmware left there (Ralf Brown, CMOS memory map).
-import type { Claim, Device, Stateful } from '../contract.ts';
+import type { Claim, Device, InterruptGate, Stateful } from '../contract.ts';
 import { StateRecord } from '../state-record.ts';
 import { alarmMatches, decodeAlarm, decodeTime, encodeTime, TIME_REGISTERS } from './rtc-time.ts';
 
@@ -44,7 +44,18 @@ export class Rtc implements Device {
   readonly claims: readonly Claim[];
   readonly live = null;
   readonly dirty = null;
-  readonly interrupts = null;
+  /** A second that passes in a move must not raise the line after the irqchip was saved, nor before it is loaded. */
+  readonly interrupts: InterruptGate = {
+    detach: () => {
+      this.#open = false;
+      this.#stopTimers();
+    },
+    attach: () => {
+      this.#open = true;
+      this.#catchUp();
+      this.#arm();
+    },
+  };
   readonly state: Stateful = {
     version: 1,
     save: () => this.#save(),
@@ -57,6 +68,7 @@ export class Rtc implements Device {
   #offset = 0;
   /** The last second that flags were worked out for. */
   #second: number;
+  #open = true;
   #secondTimer: NodeJS.Timeout | null = null;
   #periodicTimer: NodeJS.Timeout | null = null;
 
@@ -187,6 +199,7 @@ export class Rtc implements Device {
   /** Timers only for what the guest has enabled: an idle clock costs nothing. */
   #arm(): void {
     this.#stopTimers();
+    if (!this.#open) return;
     const b = this.#cmos[REG.b]!;
     if ((b & (B.alarm | B.update)) !== 0 && !this.#frozen) this.#armSecond();
     const rate = this.#cmos[REG.a]! & 0xf;
@@ -243,7 +256,9 @@ export class Rtc implements Device {
     this.#offset = offset;
     this.#cmos.set(cmos);
     this.#raise(0);
-    this.#arm();
+    // attach() comes once the irqchip is loaded, too.
+    this.#open = false;
+    this.#stopTimers();
   }
 }
 

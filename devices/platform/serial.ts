@@ -1,7 +1,17 @@
 // A 16550A UART: the guest's console. Built by the machine at 0x3f8 / IRQ 4, which gives it a sink for the guest's bytes and calls
 // receive() with what is typed. JS thread, except that vCPU threads answer line status from the shadow and post transmitted bytes.
 // National Semiconductor PC16550D datasheet (June 1995), section 8; on a PC, OUT2 gates the interrupt line.
-import type { AddressSpace, ClaimHandle, Device, DeviceLog, FastWindow, Region, Stateful, Width } from '../contract.ts';
+import type {
+  AddressSpace,
+  ClaimHandle,
+  Device,
+  DeviceLog,
+  FastWindow,
+  InterruptGate,
+  Region,
+  Stateful,
+  Width,
+} from '../contract.ts';
 import { StateRecord } from '../state-record.ts';
 import { SerialInput } from './serial-input.ts';
 import { SerialOutput } from './serial-output.ts';
@@ -50,7 +60,13 @@ export class Serial implements Device {
   readonly claims = [];
   readonly live = null;
   readonly dirty = null;
-  readonly interrupts = null;
+  /** What is typed during a move waits: it must not raise the line after the irqchip was saved, nor before it is loaded. */
+  readonly interrupts: InterruptGate = {
+    detach: () => {
+      this.#held = true;
+    },
+    attach: () => this.#release(),
+  };
   readonly state: Stateful = {
     version: 1,
     save: () => this.#save(),
@@ -76,6 +92,8 @@ export class Serial implements Device {
   /** The holding register went empty and nobody has been told yet. */
   #transmitPending = false;
   #level = false;
+  /** Typed bytes stay out of the FIFO. */
+  #held = false;
 
   constructor(options: SerialOptions) {
     this.id = options.id;
@@ -121,6 +139,7 @@ export class Serial implements Device {
       size: 8,
       read: (offset, width) => this.#readWide(offset, width),
       write: (offset, width, value) => {
+        if (this.#held) this.#release();
         for (let i = 0; i < width; i++) this.#write(offset + i, (value >>> (8 * i)) & 0xff);
       },
       wide: null,
@@ -129,6 +148,7 @@ export class Serial implements Device {
   }
 
   #readWide(offset: number, width: Width): number {
+    if (this.#held) this.#release();
     let value = 0;
     for (let i = 0; i < width; i++) value += this.#read(offset + i) * 2 ** (8 * i);
     return value;
@@ -253,12 +273,19 @@ export class Serial implements Device {
 
   /** What was typed never overruns: it waits until there is room. */
   #feed(): void {
-    if ((this.#mcr & MCR.loopback) !== 0) return;
+    if (this.#held || (this.#mcr & MCR.loopback) !== 0) return;
     while (this.#fifo.length < this.#capacity) {
       const next = this.#input.take();
       if (next === null) return;
       this.#fifo.push(next);
     }
+  }
+
+  /** The gate is open again, or the guest runs: it has accessed a register. */
+  #release(): void {
+    this.#held = false;
+    this.#feed();
+    this.#changed();
   }
 
   /** After every change: shadow, fast window, interrupt line. */
@@ -337,6 +364,8 @@ export class Serial implements Device {
     // KVM's irqchip has latched the edge, but not that the line is still up: it is driven again whatever we had.
     this.#level = this.#wantsInterrupt();
     this.#line.set(this.#level);
+    // attach() comes once the irqchip is loaded, too.
+    this.#held = true;
   }
 }
 

@@ -6,9 +6,9 @@ import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { DeviceType } from '../../devices/contract.ts';
 import { createPciFunction } from '../../devices/pci/simple-function.ts';
 import { createRegistry } from '../../devices/registry.ts';
-import type { DeviceConfig, Machine } from '../../vmm/api.ts';
-import { packed } from '../conformance/device-state.ts';
-import { bootFlat, type FlatMachine, type FlatOptions, flatConfig, incomingFlat } from './flat-machine.ts';
+import type { DeviceConfig } from '../../vmm/api.ts';
+import { bootFlat, type FlatMachine, type FlatOptions } from './flat-machine.ts';
+import { moveByHand } from './move-by-hand.ts';
 
 const EXAMPLE = resolve(import.meta.dirname, '../../docs/examples/counter-device.js');
 /** Code 0 by port 0xf4; the guest leaves with 3 where something is wrong. */
@@ -66,22 +66,9 @@ async function boot(options: FlatOptions): Promise<FlatMachine> {
   return flat;
 }
 
-/** As a migration does it, with the RAM copied by hand: main-job.md, order at switch-over. */
-async function moved(from: Machine, options: FlatOptions): Promise<FlatMachine> {
-  await from.pause('finish-migrate');
-  from.detachInterrupts();
-  const states = from.devices.map(({ id, state }) => ({ id, state: packed(state?.save() ?? null) }));
-  const core = from.saveCore();
-  const to = await incomingFlat(flatConfig('pci', { ...options, noReboot: true }), from.cpuContract, { types });
+async function moved(from: FlatMachine, options: FlatOptions): Promise<FlatMachine> {
+  const to = await moveByHand(from.machine, 'pci', { ...options, types, noReboot: true });
   machines.push(to);
-  new Uint8Array(to.machine.ram.window(0)).set(new Uint8Array(from.ram.window(0)));
-  for (const { id, state } of states) {
-    const there = to.machine.devices.find((other) => other.id === id)?.state ?? null;
-    there?.load(state, there.version);
-  }
-  to.machine.loadCore(core);
-  to.machine.attachInterrupts();
-  await to.machine.start();
   return to;
 }
 
@@ -131,9 +118,9 @@ describe('a guest on the PCI bus', () => {
     const options = { devices: [device('counter', 5), device('line', null)], append: `loop=${LOOPS}` };
     const first = await boot(options);
     await first.said(/loop n=20 /);
-    const second = await moved(first.machine, options);
+    const second = await moved(first, options);
     await second.said(/loop n=\d*[05] /);
-    const third = await moved(second.machine, options);
+    const third = await moved(second, options);
     const { exitCode } = await third.machine.ended;
     expect(exitCode).toBe(GUEST_CONTENT);
     const all = (first.text() + second.text() + third.text()).trimEnd().split('\n');

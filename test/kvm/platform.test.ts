@@ -1,8 +1,10 @@
 // The platform devices with their interrupts on /dev/kvm: test/guests/platform.c drives them through the IOAPIC as an operating system
 // does. Rules: no transmitted byte is lost or late for want of an interrupt, the clock's second is a second, the power button's SCI is a
 // level that one acknowledgement ends.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { bootFlat, type FlatMachine } from './flat-machine.ts';
+import { moveByHand } from './move-by-hand.ts';
 
 const machines: FlatMachine[] = [];
 afterEach(async () => {
@@ -14,6 +16,12 @@ async function boot(append: string): Promise<FlatMachine> {
   machines.push(flat);
   await flat.machine.start();
   return flat;
+}
+
+async function moved(from: FlatMachine, append: string): Promise<FlatMachine> {
+  const to = await moveByHand(from.machine, 'platform', { append, noReboot: true });
+  machines.push(to);
+  return to;
 }
 
 const letter = (n: number) => String.fromCharCode('a'.charCodeAt(0) + (n % 26));
@@ -45,6 +53,29 @@ describe('platform devices and a guest', () => {
     flat.type('.');
     await flat.machine.ended;
     expect(flat.text().match(/of the interrupt-driven console\n/g)?.length).toBe(100);
+  });
+
+  it('transmits on in another machine, and a third; what was typed and not read goes along', async () => {
+    const append = 'mode=uart lines=100';
+    const first = await boot(append);
+    await first.said(/line d/);
+    const second = await moved(first, append);
+    await second.said(/type\n/);
+    second.type(`${'y'.repeat(2000)}.`);
+    const third = await moved(second, append);
+    await third.machine.ended;
+    const text = first.text() + second.text() + third.text();
+    const lines = Array.from({ length: 100 }, (_, n) => `line ${letter(n)} of the interrupt-driven console\n`).join('');
+    expect(text.split('\nuart ')[0]).toBe(`${lines}type\n${'Y'.repeat(2000)}.`);
+    expect(second.text().startsWith('line a'), 'the second machine goes on where the first was').toBe(false);
+  });
+
+  it('the clock goes on interrupting in another machine', async () => {
+    const append = 'mode=rtc seconds=3';
+    const first = await boot(append);
+    await sleep(1500);
+    const second = await moved(first, append);
+    await second.said(/rtc irqs=3 seconds=[3-9]\n/);
   });
 
   it('the clock interrupts once a second of its own', async () => {

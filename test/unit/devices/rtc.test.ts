@@ -161,6 +161,35 @@ describe('interrupts on IRQ 8', () => {
   });
 });
 
+describe('the gate of a move', () => {
+  it('shut, no timer runs and no line rises; opened, what passed meanwhile is raised at once', () => {
+    const { device, set, irq, get } = make();
+    set(0xb, 0x52);
+    device.interrupts.detach();
+    expect(vi.getTimerCount()).toBe(0);
+    vi.advanceTimersByTime(5000);
+    expect(irq()).toBe(false);
+    device.interrupts.attach();
+    expect(irq()).toBe(true);
+    expect(get(0xc) & 0x10).toBe(0x10);
+    expect(vi.getTimerCount()).toBe(2);
+    device.close();
+  });
+
+  it('a loaded clock waits for it', () => {
+    const a = make();
+    a.set(0xb, 0x12);
+    const b = make();
+    b.device.state.load(a.device.state.save(), 1);
+    a.device.close();
+    vi.advanceTimersByTime(3000);
+    expect(b.irq()).toBe(false);
+    b.device.interrupts.attach();
+    expect(b.irq()).toBe(true);
+    b.device.close();
+  });
+});
+
 describe('NVRAM', () => {
   it('holds what is written, and the memory sizes', () => {
     const { get, set } = make(3072 * MIB, 5120 * MIB);
@@ -199,6 +228,7 @@ describe('state', () => {
     expect(b.irq()).toBe(true);
     expect(b.time()).toBe('20 26 11 20 05 59 58');
     expect(b.get(0xc)).toBe(0x90);
+    b.device.interrupts.attach();
     vi.advanceTimersByTime(2000);
     expect(b.get(0xc)).toBe(0xb0);
     a.device.close();

@@ -242,11 +242,34 @@ describe('state', () => {
     a.bus.in(DATA);
     const b = make();
     b.serial.state.load(a.serial.state.save(), 1);
+    b.serial.interrupts.attach();
     expect(b.line()).toBe(true);
     let got = '';
     while (b.bus.in(LSR) & 1) got += String.fromCharCode(b.bus.in(DATA));
     expect(got).toBe('123456789abcdefghij');
     expect(b.line()).toBe(false);
+  });
+
+  it('what is typed during a move raises nothing until the gate opens or the guest runs, and is not lost', () => {
+    const a = make();
+    a.bus.out(MCR, OUT2);
+    a.bus.out(IER, 0x01);
+    a.serial.interrupts.detach();
+    a.type('a');
+    expect(a.line()).toBe(false);
+    const state = a.serial.state.save();
+    const b = make();
+    const c = make();
+    for (const there of [b, c]) {
+      there.serial.state.load(state, 1);
+      there.type('b');
+      expect(there.line()).toBe(false);
+    }
+    b.serial.interrupts.attach();
+    expect(b.line()).toBe(true);
+    expect([b.bus.in(DATA), b.bus.in(DATA), b.line()]).toEqual([0x61, 0x62, false]);
+    c.bus.out(SCR, 0);
+    expect(c.line()).toBe(true);
   });
 
   it('save() leaves nothing unprinted at the source, so no byte comes twice', () => {
