@@ -79,10 +79,12 @@ async function qemu({ transport, preallocate }: Case, dir: string, content: stri
     await destination.migrated();
     const ms = performance.now() - began;
     await migrating;
+    await source.quit();
+    await destination.quit();
+    execFileSync('cmp', [content, received]);
     return ms;
   } finally {
     await Promise.all([source.quit(), destination.quit()]);
-    execFileSync('cmp', [content, received]);
     rmSync(received);
   }
 }
