@@ -115,7 +115,8 @@ class Pipe {
     const at = this.#offset;
     this.#offset += bytes.length;
     const { flipAt, cutAt, silentAt } = this.fault;
-    let piece = bytes.slice();
+    // Not slice(): a Buffer's shares its memory with the device that gave it.
+    let piece = Uint8Array.from(bytes);
     this.all.push(piece);
     if (flipAt !== undefined && flipAt >= at && flipAt < this.#offset) piece[flipAt - at]! ^= 0x10;
     if (silentAt !== undefined && this.#offset > silentAt) piece = piece.subarray(0, Math.max(0, silentAt - at));

@@ -74,7 +74,7 @@ describe('a recorded stream', () => {
     for (let at = 0; at <= eofAt; at += 1) {
       if (contents.some(([from, to]) => at >= from && at < to)) continue;
       for (const bit of [1 << (at % 8), 0xff]) {
-        const damaged = bytes.slice();
+        const damaged = Uint8Array.from(bytes); // Not slice(): a Buffer's shares its memory.
         damaged[at]! ^= bit;
         const { ran, error } = await replay(damaged);
         if (ran || error === null) throw new Error(`flipped by ${bit} at ${at} of ${bytes.length}: the guest ran`);
