@@ -7,6 +7,7 @@ import type { CpuContract, Machine, MachineConfig, MachineHost } from './api.ts'
 import { Board, reservedRanges } from './board.ts';
 import { cpuidOfVcpu } from './boot/cpuid.ts';
 import { type BootImage, openBoot } from './boot/load.ts';
+import { prefault } from './boot/prefault.ts';
 import { probeKvm } from './boot/probe.ts';
 import { Bus } from './bus.ts';
 import { hostCpuid } from './cpu-contract.ts';
@@ -40,7 +41,11 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
       { vm, boot, contract: null, prepared: null },
       undo,
     );
-    if (boot !== null) processors.boot(await boot.load({ memory, cpus: config.cpus, fresh: true }));
+    if (boot !== null) {
+      const loaded = await boot.load({ memory, cpus: config.cpus, fresh: true });
+      processors.boot(loaded);
+      await prefault(kvmNode(), processors.vcpus[0]!.fd, loaded.filled);
+    }
     return machine;
   } catch (error) {
     await unwind(undo);

@@ -3,7 +3,7 @@
 // Ways, in order of preference: vmlinux by PVH, bzImage as its cached vmlinux, 64-bit boot protocol, multiboot-1.
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import type { GuestMemory } from '../../devices/contract.ts';
+import type { GpaRange, GuestMemory } from '../../devices/contract.ts';
 import { VmmError } from '../../native/errno.ts';
 import { writeAcpi } from '../acpi/tables.ts';
 import type { BootConfig } from '../api.ts';
@@ -27,11 +27,16 @@ export interface LoadContext {
   readonly fresh: boolean;
 }
 
+/** The boot vCPU's registers, and where the files' bytes lie: the guest will touch them first. */
+export interface Loaded extends BootRegisters {
+  readonly filled: readonly GpaRange[];
+}
+
 export interface BootImage {
   readonly kind: BootKind;
   /** Worth a line to the user: why the start is slower than it could be. */
   readonly notes: readonly string[];
-  load(context: LoadContext): Promise<BootRegisters>;
+  load(context: LoadContext): Promise<Loaded>;
   close(): Promise<void>;
 }
 
@@ -62,7 +67,10 @@ export async function openBoot(boot: BootConfig, options: OpenOptions = {}): Pro
     return {
       kind: kernel.kind === 'pvh' || kernel.kind === 'multiboot' ? kernel.kind : 'linux64',
       notes,
-      load: (context) => load(kernel, boot, initrd, context),
+      load: async (context) => {
+        const ram = new RamImage(context.memory, context.fresh);
+        return { ...(await load(kernel, boot, initrd, { ram, cpus: context.cpus })), filled: ram.filled };
+      },
       close: () => closeAll(opened),
     };
   } catch (error) {
@@ -176,9 +184,9 @@ async function load(
   kernel: Kernel,
   boot: BootConfig,
   initrd: InitrdFile | null,
-  context: LoadContext,
+  into: { readonly ram: RamImage; readonly cpus: number },
 ): Promise<BootRegisters> {
-  const ram = new RamImage(context.memory, context.fresh);
+  const { ram } = into;
   const path = boot.kernel;
   if (kernel.kind !== 'bzimage') {
     const outside = kernel.elf.segments.find((s) => !ram.contains(s.paddr, s.memSize));
@@ -190,7 +198,7 @@ async function load(
       );
     }
   }
-  const rsdp = writeAcpi(ram, context.cpus);
+  const rsdp = writeAcpi(ram, into.cpus);
   const linux = { initrd, append: boot.append, rsdp };
   switch (kernel.kind) {
     case 'multiboot':

@@ -1,7 +1,7 @@
 // Guest RAM as the boot loaders write it: by guest-physical address, straight into the 1 GiB windows of the memfd, before the guest
 // runs (at power-on and at reset). Files are read into the windows without a buffer between. Called by vmm/boot/*, JS thread only.
 import type { FileHandle } from 'node:fs/promises';
-import type { GuestMemory } from '../../devices/contract.ts';
+import type { GpaRange, GuestMemory } from '../../devices/contract.ts';
 import { VmmError } from '../../native/errno.ts';
 
 const WINDOW = 2 ** 30;
@@ -12,6 +12,8 @@ export class RamImage {
   readonly memory: GuestMemory;
   /** RAM is known to be all zero (a fresh memfd): what has to be zero need not be touched. */
   readonly fresh: boolean;
+  /** What came from files, in the order in which it was read. */
+  readonly filled: GpaRange[] = [];
 
   constructor(memory: GuestMemory, fresh: boolean) {
     this.memory = memory;
@@ -61,6 +63,7 @@ export class RamImage {
 
   /** Exactly `length` bytes of the file at `position`. */
   async readFile(file: FileHandle, position: number, gpa: number, length: number): Promise<void> {
+    if (length > 0) this.filled.push({ start: gpa, length });
     for (let done = 0; done < length; ) {
       const into = this.piece(gpa + done, Math.min(length - done, READ_MAX));
       const { bytesRead } = await file.read(into, 0, into.length, position + done);
