@@ -75,6 +75,9 @@ export async function createLabDirectory(name: string): Promise<string> {
     throw new VmmError('ELAB', `"${name}" is no name for a lab: letters, digits, dot, dash and underscore only`);
   await liveLabs();
   const dir = join(labBase(), name);
+  // unix(7): sun_path has 108 bytes; the longest socket is DIR/host-a/qmp-2.sock.
+  if (Buffer.byteLength(dir) > 85)
+    throw new VmmError('ELAB', `${dir} is too long a path for the sockets in it; set FERRY_LAB_DIR to a shorter one`);
   try {
     await mkdir(dir, { mode: 0o700 });
   } catch (cause) {

@@ -1,7 +1,8 @@
 // Packs the lab host's initrd: busybox, images/lab/init and the modules in their order of loading. Called by images/lab/image.ts.
 // Not compressed: an emulated host unpacks more slowly than QEMU loads. Documentation/driver-api/early-userspace/buffer-format.rst.
-import { chmod, copyFile, mkdir, readdir, rm } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { VmmError } from '../../native/errno.ts';
 import { runProgram } from './program.ts';
 
 export interface InitrdParts {
@@ -18,8 +19,22 @@ async function placeModule(path: string, order: number, dir: string): Promise<vo
   else await copyFile(path, to);
 }
 
+const PT_INTERP = 3;
+
+/** An initrd has no shared libraries, and Debian has two packages of busybox. Reads the ELF64 program headers. */
+async function requireStatic(path: string): Promise<void> {
+  const elf = await readFile(path);
+  const at = Number(elf.readBigUInt64LE(0x20));
+  const [size, count] = [elf.readUInt16LE(0x36), elf.readUInt16LE(0x38)];
+  for (let n = 0; n < count; n++) {
+    if (elf.readUInt32LE(at + n * size) === PT_INTERP)
+      throw new VmmError('EIMAGE', `${path} needs shared libraries; run: apt-get install -y busybox-static`);
+  }
+}
+
 /** Writes the cpio archive to `outPath`; `scratch` is a directory of its own, removed afterwards. */
 export async function packInitrd(parts: InitrdParts, scratch: string, outPath: string): Promise<void> {
+  await requireStatic(parts.busybox);
   for (const dir of ['bin', 'dev', 'proc', 'sys', 'modules']) await mkdir(join(scratch, dir), { recursive: true });
   await copyFile(parts.busybox, join(scratch, 'bin/busybox'));
   await copyFile(parts.init, join(scratch, 'init'));
