@@ -2,6 +2,7 @@
 // Runs once per Node environment, on its JS thread. The contract is native/addon.ts.
 #include "addon.h"
 
+#include "async_task.h"
 #include "errors.h"
 
 namespace ferry {
@@ -20,6 +21,7 @@ Napi::Value AdoptErrors(const Napi::CallbackInfo& info) {
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new AddonData());
+  AddonData::Of(env)->tasks = OpenTaskPort(env);
   exports.Set("adoptErrors", Napi::Function::New(env, AdoptErrors, "adoptErrors"));
   InitIoctl(env, exports);
   InitGuestRam(env, exports);

@@ -5,10 +5,13 @@
 #include <napi.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
 namespace ferry {
+
+class TaskPort;
 
 /** What one Node environment keeps: classes that came from JS, constructors of the wrapped classes. */
 struct AddonData {
@@ -19,6 +22,7 @@ struct AddonData {
   Napi::FunctionReference pageBitmap;
   Napi::FunctionReference vcpuLoop;
   Napi::FunctionReference channel;
+  std::shared_ptr<TaskPort> tasks;
   static AddonData* Of(Napi::Env env) { return env.GetInstanceData<AddonData>(); }
 };
 

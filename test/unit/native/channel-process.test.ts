@@ -138,8 +138,9 @@ describe('a worker that ends', () => {
         parentPort.postMessage('pending');
       })();`;
     const worker = new Worker(body, { eval: true, workerData: kvm.localAddress(listener) });
+    const pending = once(worker, 'message'); // it may come before both connections are accepted
     const peers = [kvm.channel(await kvm.accept(listener)), kvm.channel(await kvm.accept(listener))];
-    await once(worker, 'message');
+    await pending;
     await worker.terminate();
     for (const peer of peers) {
       const rest = (async () => {

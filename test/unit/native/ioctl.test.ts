@@ -1,6 +1,9 @@
 // ioctl at the door: what is refused before the kernel sees it, what comes back, and that host addresses stay out of JS.
 // FIONREAD on a pipe-like fd and FS_IOC_GETFLAGS need no device; the fiemap ioctl of a memfd is refused by the kernel with its errno.
+import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { afterAll, describe, expect, it } from 'vitest';
 import { kvmNode } from '../../../native/addon.ts';
 import { SysError } from '../../../native/errno.ts';
@@ -92,5 +95,27 @@ describe('ioctl', () => {
       [2, 2],
       [3, 3],
     ]);
+  });
+});
+
+describe('a worker that ends while its calls are on their threads', () => {
+  it('takes nobody with it', async () => {
+    const addon = process.env['FERRY_ADDON'] ?? join(process.cwd(), 'build/Release/kvm_node.node');
+    const body = `
+      const { parentPort } = require('node:worker_threads');
+      const kvm = require(${JSON.stringify(addon)});
+      kvm.adoptErrors(class extends Error {}, class extends Error {});
+      const ram = kvm.createRam(2 ** 26, { hugePages: false, populate: false });
+      const again = () => ram.hash(0, 2 ** 26).then(again);
+      for (let i = 0; i < 4; i++) again();
+      parentPort.postMessage('busy');`;
+    for (let round = 0; round < 10; round++) {
+      const worker = new Worker(body, { eval: true });
+      await once(worker, 'message');
+      await new Promise((resolve) => setTimeout(resolve, round * 3));
+      await worker.terminate();
+    }
+    // What their threads still held is let go of when they end.
+    await ram.hash(0, 2 ** 20);
   });
 });
