@@ -5,9 +5,9 @@ import { parseDevices } from '../vmm/device-syntax.ts';
 import { PreparedRam } from '../vmm/prepared-ram.ts';
 import { openConsole } from './console.ts';
 import { HostSession } from './host-session.ts';
-import { createLog, parseLevel } from './log.ts';
-import { deviceHelp, openRegistry, SHARED_OPTIONS } from './machine-options.ts';
-import { type OptionTable, optionHelp, parseOptions, type Verb, wantsHelp } from './options.ts';
+import { SHARED_OPTIONS } from './machine-options.ts';
+import { type OptionTable, optionHelp, type Verb } from './options.ts';
+import { startVerb } from './verb-frame.ts';
 
 const OPTIONS: OptionTable = {
   ...SHARED_OPTIONS,
@@ -37,18 +37,9 @@ export const receiveVerb: Verb = {
   summary: 'wait for a guest from another host',
   help: () => HELP,
   async run(args) {
-    if (wantsHelp(args)) {
-      process.stdout.write(HELP);
-      return 0;
-    }
-    const parsed = parseOptions('receive', OPTIONS, args);
-    const log = createLog(parseLevel(parsed.value('log-level')));
-    const registry = await openRegistry(parsed.list('plugin'));
-    const help = deviceHelp(parsed.list('device'), registry);
-    if (help !== null) {
-      process.stdout.write(help);
-      return 0;
-    }
+    const start = await startVerb({ name: 'receive', options: OPTIONS, help: HELP }, args);
+    if (start === null) return 0;
+    const { parsed, log, registry } = start;
     const [uri, ...rest] = parsed.words;
     if (uri === undefined || rest.length > 0)
       throw new VmmError('usage', 'ferry receive: one URI is wanted; see ferry receive --help');

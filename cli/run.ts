@@ -4,9 +4,9 @@ import { judgeConfig, type MachineInput } from '../vmm/config.ts';
 import { buildMachine } from '../vmm/machine.ts';
 import { openConsole } from './console.ts';
 import { HostSession } from './host-session.ts';
-import { createLog, parseLevel } from './log.ts';
-import { deviceHelp, openRegistry, SHARED_OPTIONS } from './machine-options.ts';
-import { type OptionTable, optionHelp, type Parsed, parseOptions, type Verb, wantsHelp } from './options.ts';
+import { SHARED_OPTIONS } from './machine-options.ts';
+import { type OptionTable, optionHelp, type Parsed, type Verb } from './options.ts';
+import { startVerb } from './verb-frame.ts';
 
 const OPTIONS: OptionTable = {
   kernel: {
@@ -60,18 +60,9 @@ export const runVerb: Verb = {
   summary: 'boot a guest',
   help: () => HELP,
   async run(args) {
-    if (wantsHelp(args)) {
-      process.stdout.write(HELP);
-      return 0;
-    }
-    const parsed = parseOptions('run', OPTIONS, args);
-    const log = createLog(parseLevel(parsed.value('log-level')));
-    const registry = await openRegistry(parsed.list('plugin'));
-    const help = deviceHelp(parsed.list('device'), registry);
-    if (help !== null) {
-      process.stdout.write(help);
-      return 0;
-    }
+    const start = await startVerb({ name: 'run', options: OPTIONS, help: HELP }, args);
+    if (start === null) return 0;
+    const { parsed, log, registry } = start;
     if (parsed.words.length > 0) {
       throw new VmmError('usage', `ferry run: '${parsed.words[0]}' is not expected here; see ferry run --help`);
     }
