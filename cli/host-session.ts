@@ -80,14 +80,13 @@ export class HostSession {
   }
 
   #migrated(outcome: MigrationOutcome | null): void {
-    if (outcome?.status !== 'completed') return;
-    if (outcome.unanswered) {
+    if (outcome?.unanswered === true) {
       process.stderr.write(
         'ferry: handed over, but the destination did not answer: the guest may run there; it stays paused here\n',
       );
       return;
     }
-    void this.#lingerThenLeave();
+    if (outcome?.status === 'completed') void this.#lingerThenLeave();
   }
 
   async #lingerThenLeave(): Promise<void> {

@@ -112,18 +112,18 @@ function conclude(state: QueryMigrate, json: boolean): number {
       `${JSON.stringify(outcome ?? { status: state.status, error: state['error-desc'] ?? null })}\n`,
     );
   else if (outcome !== null) process.stderr.write(reportText(outcome));
-  if (state.status !== 'completed') {
-    process.stderr.write(
-      `ferry migrate: ${state.status}: ${state['error-desc'] ?? 'no reason was given'}; the guest runs here\n`,
-    );
-    return 1;
-  }
   if (outcome?.unanswered === true) {
     process.stderr.write(
       'ferry migrate: handed over, but the destination did not answer: the guest may run there and stays paused here;\n' +
         'when you are sure that it does not run there, send {"execute":"cont"} to the control socket\n',
     );
     return 3;
+  }
+  if (state.status !== 'completed') {
+    process.stderr.write(
+      `ferry migrate: ${state.status}: ${state['error-desc'] ?? 'no reason was given'}; the guest runs here\n`,
+    );
+    return 1;
   }
   return 0;
 }
