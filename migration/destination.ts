@@ -10,6 +10,7 @@ import type { Incoming, MigrationStatus, ReceiveHost } from './api.ts';
 import { ExpectedSections } from './expected-sections.ts';
 import { checkBuilt, checkCpu, configFor } from './fit.ts';
 import { type CoreSection, loadMachine, parseCore, resumeMachine } from './incoming-load.ts';
+import { TALK_MS, watchSilence } from './silence.ts';
 import { asError, StopFlag } from './stop-flag.ts';
 import { parseConfig, type StreamConfig } from './stream/config-section.ts';
 import { checkCrc } from './stream/crc-section.ts';
@@ -32,8 +33,6 @@ export interface MachineBuilder {
   buildForIncoming(config: MachineConfig, cpu: CpuContract, host: MachineHost): Promise<Machine>;
 }
 
-/** Opening VFIO devices and mapping RAM for DMA may take long; the source hears of us meanwhile. */
-const ALIVE_MS = 5_000;
 /** After our last word, how long the source may take to read it before the socket goes. */
 const LAST_WORDS_MS = 3_000;
 
@@ -67,6 +66,8 @@ class Destination implements Incoming {
   #status: MigrationStatus = 'setup';
   #returns: ReturnWriter | null = null;
   #built: Built | null = null;
+  /** At work of its own: the source need not say anything meanwhile. */
+  #busy = false;
   /** Set by PONG to the last PING; then EOF alone may follow. */
   #loadMs: number | null = null;
 
@@ -100,18 +101,24 @@ class Destination implements Incoming {
 
   async #run(): Promise<Machine> {
     this.#become('setup');
+    const silenceOver = watchSilence(
+      () => (this.#busy ? null : this.#peer.rxBytes),
+      (reason) => this.#stop.fail(reason),
+    );
     try {
       const type = await this.#reader.header();
       this.#become('active');
       if (type !== MACHINE_NAME.ferry)
         throw new StreamError(`the stream is of a machine ${JSON.stringify(type)}; ferry takes those of ferry`);
       await this.#readSections();
+      silenceOver();
       const built = this.#mustBeBuilt();
       await resumeMachine(this.#incoming(built), this.#mustAnswer(), this.#loadMs ?? 0);
       this.#become('completed');
       void this.#hangUp();
       return built.machine;
     } catch (thrown) {
+      silenceOver();
       const error = this.#stop.reason ?? asError(thrown);
       await this.#giveUp(error);
       throw error;
@@ -160,8 +167,10 @@ class Destination implements Incoming {
     const returns = this.#mustAnswer();
     if (value !== PING.handOver) return returns.pong(value);
     const built = this.#mustBeBuilt();
+    this.#busy = true;
     this.#loadMs = await loadMachine(this.#incoming(built), async () => {
       this.#stop.check();
+      this.#busy = false;
       await returns.pong(value);
     });
   }
@@ -183,7 +192,9 @@ class Destination implements Incoming {
     await receiveBulkStart(this.#reader, section);
     if (built.config.dropDeviceState) return;
     built.loading.add(role.deviceId);
+    this.#busy = true;
     await this.#live(built, role.deviceId).loadSetup();
+    this.#busy = false;
   }
 
   async #part(section: SectionHead, last: boolean): Promise<void> {
@@ -236,7 +247,8 @@ class Destination implements Incoming {
     wantVersion(section, CONFIG_SECTION_VERSION);
     const config = parseConfig(await this.#reader.state(section));
     checkCpu(this.#builder.checkCpuContract(config.cpu));
-    const alive = setInterval(() => void this.#returns?.alive().catch(() => undefined), ALIVE_MS);
+    this.#busy = true;
+    const alive = setInterval(() => void this.#returns?.alive().catch(() => undefined), TALK_MS);
     try {
       const machine = await this.#builder.buildForIncoming(configFor(config, this.#host), config.cpu, this.#host);
       const expected = new ExpectedSections(config.devices);
@@ -244,6 +256,7 @@ class Destination implements Incoming {
       checkBuilt(config, machine);
     } finally {
       clearInterval(alive);
+      this.#busy = false;
     }
   }
 

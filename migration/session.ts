@@ -37,6 +37,8 @@ export interface SourceSession {
   pausedAt: number;
   /** From the last section on its way to PONG received: transit and the destination's load, which its report tells apart. */
   answerWaitMs: number;
+  /** PINGs of keepTalking() so far. */
+  alivePings: number;
   interruptsDetached: boolean;
   trackingOn: boolean;
   /** A new round has begun: MIGRATION_PASS. */

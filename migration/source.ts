@@ -10,6 +10,7 @@ import { ReportBuilder } from './report.ts';
 import { ReturnListener } from './return-listener.ts';
 import { Rounds } from './rounds.ts';
 import { liveDevices, type SourceSession } from './session.ts';
+import { keepTalking, watchSilence } from './silence.ts';
 import { asError, StopFlag, settleAll } from './stop-flag.ts';
 import { describeMachine } from './stream/config-section.ts';
 import { startBulk } from './stream/device-section.ts';
@@ -18,9 +19,6 @@ import { startRam } from './stream/ram-section.ts';
 import { StreamWriter } from './stream/writer.ts';
 import { answerDeadlineMs, rehearse, SwitchOver } from './switchover.ts';
 import { wayBack } from './way-back.ts';
-
-/** Before the pause: neither a byte sent nor a word heard for this long is a failure. */
-const SILENCE_MS = 30_000;
 
 export function migrateTo(machine: Machine, peer: Channel, options: MigrateOptions): Migration {
   return new SourceMigration(machine, peer, options);
@@ -52,6 +50,7 @@ class SourceMigration implements Migration {
       stateBefore: null,
       pausedAt: 0,
       answerWaitMs: 0,
+      alivePings: 0,
       interruptsDetached: false,
       trackingOn: false,
       onPass: (pass) => this.#tell(pass),
@@ -96,12 +95,15 @@ class SourceMigration implements Migration {
   async #run(): Promise<MigrationOutcome> {
     const session = this.#session;
     this.#tell(null);
-    const silence = this.#watchSilence();
+    // Only while the guest runs; from the pause on switchover.ts has a deadline.
+    const { writer, returns, stop } = session;
+    const heard = () => writer.channel.txBytes + writer.channel.rxBytes + returns.heard;
+    const silenceOver = watchSilence(heard, (reason) => stop.fail(reason));
     try {
       await this.#setup();
       this.#become('active');
       await this.#precopy();
-      clearInterval(silence);
+      silenceOver();
       this.#become('device');
       session.progress = { ...session.progress, phase: 'switchover' };
       await new SwitchOver(session).run();
@@ -109,28 +111,10 @@ class SourceMigration implements Migration {
       session.stop.check();
       this.#handedOver = true;
     } catch (thrown) {
-      clearInterval(silence);
+      silenceOver();
       return this.#goBack(asError(thrown));
     }
     return this.#handOver();
-  }
-
-  /** Only while the guest runs; from the pause on switchover.ts has a deadline. */
-  #watchSilence(): NodeJS.Timeout {
-    const { stop, writer, returns } = this.#session;
-    let last = -1;
-    let since = performance.now();
-    return setInterval(() => {
-      const sum = writer.channel.txBytes + writer.channel.rxBytes + returns.heard;
-      const now = performance.now();
-      if (sum !== last) {
-        last = sum;
-        since = now;
-      } else if (now - since > SILENCE_MS)
-        stop.fail(
-          new VmmError('silence', `nothing moved between the hosts for ${SILENCE_MS / 1000} s`, { exitCode: 1 }),
-        );
-    }, 1000);
   }
 
   async #setup(): Promise<void> {
@@ -153,10 +137,10 @@ class SourceMigration implements Migration {
     stop.check();
     this.#session.trackingOn = true;
     const drop = options.testDrop === 'deviceState' ? null : options.testDrop;
-    await machine.dirty.start({ deviceLog: options.deviceLog, drop });
+    await keepTalking(this.#session, () => machine.dirty.start({ deviceLog: options.deviceLog, drop }));
     this.#announceCoarse();
     stop.check();
-    await settleAll(live.map((entry) => entry.live.saveSetup()));
+    await keepTalking(this.#session, () => settleAll(live.map((entry) => entry.live.saveSetup())));
     for (const entry of live) entry.section = await startBulk(writer, entry.device.id);
     this.#session.ramSection = await startRam(writer, machine.ram.size);
     this.#session.saveMs = rehearse(machine.devices);

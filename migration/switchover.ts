@@ -5,6 +5,7 @@ import type { DirtyRound } from '../vmm/api.ts';
 import type { DirtyPages } from './api.ts';
 import { SWITCH_OVER, type SwitchOverStep } from './phases.ts';
 import { opened, type SourceSession } from './session.ts';
+import { keepTalking } from './silence.ts';
 import { settleAll } from './stop-flag.ts';
 import { writeCrc } from './stream/crc-section.ts';
 import { sendBulk } from './stream/device-section.ts';
@@ -32,8 +33,8 @@ export class SwitchOver {
     const { machine, live, writer } = session;
     this.#actions = {
       pause: () => this.#pause(),
-      quiesce: () => settleAll(live.map((entry) => entry.live.quiesce())),
-      stop: () => settleAll(live.map((entry) => entry.live.stop())),
+      quiesce: () => keepTalking(session, () => settleAll(live.map((entry) => entry.live.quiesce()))),
+      stop: () => keepTalking(session, () => settleAll(live.map((entry) => entry.live.stop()))),
       detachInterrupts: async () => {
         session.interruptsDetached = true;
         machine.detachInterrupts();

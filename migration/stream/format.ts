@@ -61,6 +61,9 @@ export const PING = {
   /** After the last RAM section, and after the last byte of device data: dates their arrival on the source's own clock. */
   ramArrived: 3,
   deviceDataArrived: 4,
+  /** While the devices change state: the source is busy, and alive. */
+  alive: 0x10,
+  aliveCount: 0xf0,
   /** After each round. */
   rounds: 0x100,
   /** After the last section: answered only when every device has left RESUMING and every state is loaded. */
