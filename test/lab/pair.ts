@@ -13,6 +13,7 @@ import { LINK_ADDRESS } from '../../lab/link.ts';
 import { labUnavailable } from '../../lab/packages.ts';
 import { cacheRoot, repoRoot } from '../../lab/root.ts';
 import type { MigrationOutcome } from '../../migration/api.ts';
+import { buildFlatGuest } from '../guests/build.ts';
 
 /** Measured: 6 s from exec to the first tick on a quiet machine. */
 export const BOOT_LIMIT_MS = 90_000;
@@ -101,6 +102,17 @@ export class Pair {
       ...options,
     ]);
     await guest.console.until('the first tick of the guest', ({ ticks }) => ticks > 0, BOOT_LIMIT_MS);
+    return guest;
+  }
+
+  /** Boots a flat guest of test/guests; resolves when it has said `word`. */
+  async runFlat(at: SideIndex, name: string, append: string, word: string, options: GuestOptions = {}): Promise<Guest> {
+    const guest = this.#start(at, null, [
+      ...['run', '--kernel', buildFlatGuest(name), '--append', append, '--memory', '64M'],
+      ...this.#devices(at, options.devices),
+      ...(options.options ?? []),
+    ]);
+    await guest.console.until(word, ({ text }) => text.includes(word), BOOT_LIMIT_MS);
     return guest;
   }
 
