@@ -1,7 +1,7 @@
 // The demo's story: two lab hosts, the guest in the first with edu passed through, moved live to the second while its workload runs.
 // Called by demo.ts and by test/lab. Whatever was started here is ended here, whichever way it goes.
 import { join } from 'node:path';
-import { buildGuest } from '../images/guest/build.ts';
+import { buildGuest, type GuestImage } from '../images/guest/build.ts';
 import { faultsOf, judge } from '../images/guest/verdict.ts';
 import type { RemoteProcess } from '../lab/client.ts';
 import type { LabHost } from '../lab/host.ts';
@@ -84,8 +84,7 @@ export async function bindEdu(host: LabHost): Promise<DemoDevice> {
   };
 }
 
-export async function startSource(host: LabHost, edu: DemoDevice): Promise<GuestProcess> {
-  const image = await buildGuest(cacheRoot());
+async function startSource(host: LabHost, edu: DemoDevice, image: GuestImage): Promise<GuestProcess> {
   const guest = startGuestProcess(host, [
     'run',
     ...['--kernel', image.vmlinuz, '--initrd', image.initrd, '--append', APPEND],
@@ -142,23 +141,25 @@ async function migrate(host: LabHost, options: DemoOptions): Promise<MigrationOu
 
 /** Boots the lab, plays the story, closes the lab. `aborted` rejects when the user wants to stop. */
 export async function runDemo(options: DemoOptions, aborted: Promise<never>): Promise<DemoResult> {
+  const image = buildGuest(cacheRoot(), 'cloud', options.say);
+  image.catch(() => {});
   const booting = startLab({ hosts: 2, devices: ['edu'], say: options.say });
   let lab: Lab | null = null;
   try {
     lab = await Promise.race([booting, aborted]);
-    return await Promise.race([playDemo(lab, options), aborted]);
+    return await Promise.race([playDemo(lab, await image, options), aborted]);
   } finally {
     // An abort may come while the hosts still boot.
     await (lab ?? (await booting.catch(() => null)))?.close();
   }
 }
 
-async function playDemo(lab: Lab, options: DemoOptions): Promise<DemoResult> {
+async function playDemo(lab: Lab, image: GuestImage, options: DemoOptions): Promise<DemoResult> {
   const { say } = options;
   const [source, target] = [lab.host(0), lab.host(1)];
   const [edu, otherEdu] = await Promise.all([bindEdu(source), bindEdu(target)]);
   say(`both hosts: ${edu.bdf} bound to ${edu.driver}, which offers ${edu.flags.join(', ')} (${edu.abi})`);
-  const [here, there] = await Promise.all([startSource(source, edu), startDestination(target, otherEdu)]);
+  const [here, there] = await Promise.all([startSource(source, edu, image), startDestination(target, otherEdu)]);
   say(`the guest runs in ${source.name}; its workload works for ${options.secondsBefore} s`);
   await Promise.race([sleep(options.secondsBefore * 1000), endedEarly(here)]);
   say(`moving it to ${target.name}`);

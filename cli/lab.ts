@@ -5,7 +5,7 @@ import { closeSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { stillRuns } from '../images/lab/cache.ts';
+import { stillRuns } from '../images/cache.ts';
 import { startCommand } from '../lab/client.ts';
 import { collect } from '../lab/host.ts';
 import { buildLabImage, startLab } from '../lab/lab.ts';

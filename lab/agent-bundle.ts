@@ -3,7 +3,7 @@
 import { existsSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { runProgram } from '../images/lab/program.ts';
+import { runProgram } from '../images/program.ts';
 
 const SOURCES = ['lab/agent.ts', 'lab/frames.ts'];
 

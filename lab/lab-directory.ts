@@ -4,7 +4,7 @@ import { mkdirSync, rmSync, statSync } from 'node:fs';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { processTag, stillRuns } from '../images/lab/cache.ts';
+import { processTag, stillRuns } from '../images/cache.ts';
 import { VmmError } from '../native/errno.ts';
 import type { LabDevice } from './qemu-command.ts';
 

@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { processTag } from '../images/lab/cache.ts';
+import { processTag } from '../images/cache.ts';
 import { type LabImage, labImage } from '../images/lab/image.ts';
 import { VmmError } from '../native/errno.ts';
 import { agentBundle } from './agent-bundle.ts';

@@ -1,16 +1,17 @@
 // The guest of the demo and of the lab tests: Debian's unmodified cloud kernel, and an initrd with our workload as init, busybox for
 // people, and the modules that the workload needs. Called by cli/demo.ts, bench and test/lab. Cached by content: kernel package and
-// version, workload sources, busybox. Appears by rename, so several builders may run at once.
+// version, workload sources, busybox.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { access, copyFile, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { copyFile, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { VmmError } from '../../native/errno.ts';
+import { cached } from '../cache.ts';
+import { type DebianPackage, downloadPackages, pinnedBy, resolveOrUpdate, unpackDeb } from '../debian-package.ts';
 import { type ArchiveFile, newcArchive } from './cpio.ts';
-import { type ResolvedPackage, resolvePackage, unpackPackage } from './debian-package.ts';
 
 const run = promisify(execFile);
 
@@ -49,30 +50,26 @@ function here(): string {
   return join(root, 'images', 'guest');
 }
 
-/** Builds it, or finds it in `cacheDir`. */
-export async function buildGuest(cacheDir: string, variant: GuestVariant = 'cloud'): Promise<GuestImage> {
-  const kernel = await resolvePackage(METAPACKAGE[variant]);
+/** Builds it, or finds it in `cacheDir`. `say` hears what takes long. */
+export async function buildGuest(
+  cacheDir: string,
+  variant: GuestVariant = 'cloud',
+  say: (line: string) => void = () => {},
+): Promise<GuestImage> {
+  const metapackage = METAPACKAGE[variant];
+  const kernel = await resolveOrUpdate(metapackage, () => pinnedBy(metapackage, 'linux-image-'), say);
   const release = kernel.name.replace(/^linux-image-/, '');
-  const home = join(cacheDir, `guest-${variant}-${await contentKey(kernel)}`);
-  const image = { vmlinuz: join(home, 'vmlinuz'), initrd: join(home, 'initrd'), release };
-  if (await exists(image.initrd)) return image;
-  await mkdir(cacheDir, { recursive: true });
-  const work = await mkdtemp(join(cacheDir, '.new-guest-'));
-  try {
-    await unpackPackage(kernel, work);
-    const result = join(work, 'result');
-    await mkdir(result);
-    await copyFile(join(work, 'boot', `vmlinuz-${release}`), join(result, 'vmlinuz'));
+  const home = await cached(cacheDir, `guest-${variant}-${await contentKey(kernel)}`, async (dir) => {
+    say(`building the guest: ${kernel.name} ${kernel.version} and the workload`);
+    const work = join(dir, 'work');
+    const debs = await downloadPackages(work, [kernel], say);
+    await unpackDeb(debs.get(kernel.name) ?? '', work);
+    await copyFile(join(work, 'boot', `vmlinuz-${release}`), join(dir, 'vmlinuz'));
     const init = await compileWorkload(work);
-    const modules = await readModules(join(work, 'lib', 'modules', release));
-    await writeFile(join(result, 'initrd'), await initrd(init, modules));
-    await rename(result, home).catch(async (error: unknown) => {
-      if (!(await exists(image.initrd))) throw error; // another builder was faster
-    });
-    return image;
-  } finally {
-    await rm(work, { recursive: true, force: true });
-  }
+    await writeFile(join(dir, 'initrd'), await initrd(init, await readModules(join(work, 'lib', 'modules', release))));
+    await rm(work, { recursive: true });
+  });
+  return { vmlinuz: join(home, 'vmlinuz'), initrd: join(home, 'initrd'), release };
 }
 
 /** The initrd alone, for a test of the workload with a kernel of its own. */
@@ -94,7 +91,7 @@ async function readBusybox(): Promise<Uint8Array> {
   }
 }
 
-async function contentKey(kernel: ResolvedPackage): Promise<string> {
+async function contentKey(kernel: DebianPackage): Promise<string> {
   const hash = createHash('sha256').update(JSON.stringify([kernel, MODULES, COMPILE]));
   const workload = join(here(), 'workload');
   for (const file of (await readdir(workload)).sort()) hash.update(file).update(await readFile(join(workload, file)));
@@ -135,11 +132,4 @@ async function readModules(tree: string): Promise<ArchiveFile[]> {
 async function unxz(path: string): Promise<Uint8Array> {
   const { stdout } = await run('xz', ['-dc', path], { encoding: 'buffer', maxBuffer: 2 ** 26 });
   return stdout;
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await access(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -5,7 +5,7 @@ import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
-import { runProgram } from '../lab/program.ts';
+import { runProgram } from '../program.ts';
 
 export interface KernelHeaders {
   /** Where the linux-headers and linux-kbuild packages were unpacked. */

@@ -4,12 +4,12 @@ import { existsSync } from 'node:fs';
 import { copyFile, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
+import { cached, contentName } from '../cache.ts';
 import { buildOwnModule } from '../kmod/build.ts';
-import { cached, contentName } from './cache.ts';
+import { runProgram } from '../program.ts';
 import { packInitrd } from './initrd.ts';
 import { buildKernel, kernelIn, type LabKernel, moduleLoadOrder } from './kernel.ts';
 import { resolveKernelPackages } from './kernel-packages.ts';
-import { runProgram } from './program.ts';
 
 export interface LabImage {
   readonly dir: string;

@@ -3,7 +3,7 @@
 import { chmod, copyFile, mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
-import { runProgram } from './program.ts';
+import { runProgram } from '../program.ts';
 
 export interface InitrdParts {
   readonly busybox: string;

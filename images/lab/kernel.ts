@@ -2,9 +2,10 @@
 // modules build against. Called by images/lab/image.ts. Everything comes from Debian's packages at one version; about 30 s and 400 MB.
 import { copyFile, mkdir, rm, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { unpackDeb } from '../debian-package.ts';
 import { buildVfioModules, type KernelHeaders, relocateHeaders, VFIO_MODULES } from '../kmod/build.ts';
-import { downloadKernelPackages, type KernelPackages, unpackDeb } from './kernel-packages.ts';
-import { runProgram } from './program.ts';
+import { runProgram } from '../program.ts';
+import { downloadKernelPackages, type KernelPackages } from './kernel-packages.ts';
 import { extractVmlinux } from './vmlinux.ts';
 
 export interface LabKernel {

@@ -2,7 +2,7 @@
 // to two seconds in an emulated host. Called by images/lab/kernel.ts. Linux/x86 boot protocol: payload_offset, payload_length (2.08+).
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { VmmError } from '../../native/errno.ts';
-import { runProgram } from './program.ts';
+import { runProgram } from '../program.ts';
 
 const SETUP_SECTS = 0x1f1;
 const HEADER_MAGIC = 0x202; // "HdrS"

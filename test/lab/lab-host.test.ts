@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { processStart } from '../../images/lab/cache.ts';
+import { processStart } from '../../images/cache.ts';
 import { startCommand } from '../../lab/client.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { liveLabs } from '../../lab/lab-directory.ts';

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { cached, contentName, processStart, processTag, stillRuns } from '../../../images/lab/cache.ts';
+import { cached, contentName, processStart, processTag, stillRuns } from '../../../images/cache.ts';
 
 let root: string;
 beforeEach(() => {

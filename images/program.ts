@@ -2,7 +2,7 @@
 // images/kmod. A failure is a VmmError that says what was run and the last line that it wrote; the whole output is in `log` if one was given.
 import { spawn } from 'node:child_process';
 import { createWriteStream } from 'node:fs';
-import { VmmError } from '../../native/errno.ts';
+import { VmmError } from '../native/errno.ts';
 
 export interface ProgramOptions {
   readonly cwd?: string;
