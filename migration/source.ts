@@ -31,6 +31,7 @@ class SourceMigration implements Migration {
   readonly #listeners: ((status: MigrationStatus, pass: number | null) => void)[] = [];
   #handedOver = false;
   #ended = false;
+  #resets: { remove(): void } | null = null;
 
   constructor(machine: Machine, peer: Channel, options: MigrateOptions) {
     this.#session = {
@@ -121,6 +122,7 @@ class SourceMigration implements Migration {
     const { machine, writer, returns, stop, options, live } = this.#session;
     stop.check();
     this.#refuseUnmovable();
+    this.#resets = machine.on(({ event }) => event === 'RESET' && this.#deviceSessionsLost());
     void machine.ended.then(() =>
       stop.fail(new VmmError('guest-ended', 'the guest ended while it was being moved', { exitCode: 1 })),
     );
@@ -144,6 +146,13 @@ class SourceMigration implements Migration {
     for (const entry of live) entry.section = await startBulk(writer, entry.device.id);
     this.#session.ramSection = await startRam(writer, machine.ram.size);
     this.#session.saveMs = rehearse(machine.devices);
+  }
+
+  /** A device reset ends its migration session (linux/vfio.h, VFIO_DEVICE_RESET): what the destination has of it is of no more use. */
+  #deviceSessionsLost(): void {
+    if (this.#session.live.length === 0 || this.#handedOver) return;
+    const text = 'the guest was reset while it was being moved, and its devices with it: start the migration again';
+    this.#session.stop.fail(new VmmError('guest-reset', text, { exitCode: 1 }));
   }
 
   /** Before the first page: what no round can make smaller. */
@@ -210,6 +219,7 @@ class SourceMigration implements Migration {
   #finish(): void {
     const session = this.#session;
     this.#ended = true;
+    this.#resets?.remove();
     session.report.devices = session.live.map(({ device, live }) => ({ id: device.id, ...live.moved }));
     session.progress = { ...session.progress, phase: 'ended', sentBytes: session.writer.channel.txBytes };
   }

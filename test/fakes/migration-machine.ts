@@ -10,6 +10,7 @@ import type {
   Machine,
   MachineConfig,
   MachineEnd,
+  MachineEvent,
   RunState,
 } from '../../vmm/api.ts';
 import { ArrayBitmap, ArrayRam } from './memory-channel.ts';
@@ -239,8 +240,16 @@ export class DiaryMachine implements Machine {
     this.diary.note('close');
     this.closed = true;
   }
-  on(): { remove(): void } {
-    return { remove: () => undefined };
+  readonly #listeners = new Set<(event: MachineEvent) => void>();
+  on(listener: (event: MachineEvent) => void): { remove(): void } {
+    this.#listeners.add(listener);
+    return { remove: () => void this.#listeners.delete(listener) };
+  }
+  get listeners(): number {
+    return this.#listeners.size;
+  }
+  emit(event: MachineEvent): void {
+    for (const listener of [...this.#listeners]) listener(event);
   }
 }
 

@@ -2,7 +2,7 @@
 // after any failure at any step. The rules are main-job.md's "Order at switch-over" and "Convergence, deadlines, ends".
 import { describe, expect, it } from 'vitest';
 import { resumeByHand } from '../../../migration/way-back.ts';
-import { deviceConfig, type EndedPair, migratePair } from '../../fakes/migration-pair.ts';
+import { deviceConfig, type EndedPair, migratePair, type RunningPair } from '../../fakes/migration-pair.ts';
 
 function expectMoved(pair: EndedPair): void {
   expect(pair.outcome.error).toBeNull();
@@ -257,6 +257,34 @@ describe('a failure before EOF leads back to a running guest at the source', () 
     });
     expect(pair.outcome.status).toBe('failed');
     expect(pair.outcome.error).toContain('the guest ended');
+  });
+
+  // VFIO_DEVICE_RESET ends a device's migration session. A pause serves what the guest has asked for first: a reset may come even then.
+  it.each(['dev0.saveSetup', 'dev0.iterate', 'pause'])(
+    'when the guest is reset, devices and all, at %s',
+    async (at) => {
+      const pair = await migratePair({ prepare: resetAt(at) });
+      expect(pair.outcome.status).toBe('failed');
+      expect(pair.outcome.error).toContain('the guest was reset while it was being moved');
+      expectBack(pair);
+      expect(pair.source.listeners).toBe(0);
+    },
+  );
+});
+
+function resetAt(at: string) {
+  return ({ source, sourceDiary }: RunningPair): void => {
+    sourceDiary.onStep = (step) => {
+      if (step === at) source.emit({ event: 'RESET', guest: true, reason: 'guest-reset' });
+    };
+  };
+}
+
+describe('a reset of the guest', () => {
+  it('does not end the migration of a machine without device sessions: its RAM is sent again', async () => {
+    const pair = await migratePair({ deviceIds: [], prepare: resetAt('dirty.collect') });
+    expect(pair.outcome.error).toBeNull();
+    expect(pair.built!.state).toBe('running');
   });
 });
 
