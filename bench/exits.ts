@@ -1,6 +1,6 @@
 // What an exit costs: port and MMIO reads of a real guest on /dev/kvm, answered by the fast path and in TypeScript, against the smallest
 // KVM_RUN loop in C with the same guest, taking turns. Nanoseconds per exit, medians of 5; on this machine's /dev/kvm and again in a lab
-// host (exits-lab.ts). main-job.md, "Bench definitions"; the targets of the -ts cases are our own.
+// host (lab-run.ts). main-job.md, "Bench definitions"; the targets of the -ts cases are our own.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import * as abi from '../native/abi/kvm.ts';
 import { kvmNode } from '../native/addon.ts';
 import { openKvm, setRealModeSegments, writeRegisters } from '../native/kvm.ts';
-import { runInLab } from './exits-lab.ts';
+import { runInLab } from './lab-run.ts';
 import { line, median } from './line.ts';
 
 /** Inside the lab host we are run by ourselves with this set. */

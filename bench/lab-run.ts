@@ -1,5 +1,5 @@
 // Runs a bundled bench a second time in a lab host of its own (its KVM is real SVM, emulated by TCG), by way of `ferry lab`. Its lines come
-// out on our stdout. Called by bench/exits.ts. FERRY_BENCH_LAB=0 leaves it out; where no lab can be had the reason goes to stderr.
+// out on our stdout. Called by the benches that need one. FERRY_BENCH_LAB=0 leaves it out; where no lab can be had the reason goes to stderr.
 import { spawnSync } from 'node:child_process';
 
 const NAME = `bench-${process.pid}`;
