@@ -4,8 +4,9 @@
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { type Fate, type Harm, Link } from '../fakes/harm-link.ts';
 import { flatConfig } from './flat-machine.ts';
-import { bundleNode, type Harm, Link, NodeProcess } from './migration-processes.ts';
+import { bundleNode, NodeProcess } from './migration-processes.ts';
 import { judgeTicks } from './worker-console.ts';
 
 const DEVICES = [{ type: 'blob', id: 'blob0', slot: null, properties: { seed: 7 } }];
@@ -82,7 +83,7 @@ const FAULTS = ['kill', 'cut', 'truncate', 'flip', 'cancel'] as const;
 async function harmed(phase: (typeof PHASES)[number], fault: (typeof FAULTS)[number]): Promise<void> {
   const source = sourceNode!;
   const { node, path } = await destination();
-  const strike = (link: Link): 'hold' | 'flip' | 'truncate' => {
+  const strike = (link: Link): Fate => {
     if (fault === 'kill') node.kill();
     if (fault === 'cancel') source.send({ do: 'cancel' });
     if (fault === 'kill' || fault === 'cut') setImmediate(() => link.cut());
