@@ -61,6 +61,7 @@ export class VfioContainer {
   readonly #paths: HostPaths;
   readonly #host: ContainerHost;
   readonly #groups = new Map<number, Group>();
+  readonly #open = new Set<Bdf>();
   #fd: number | null = null;
   #dma: DmaSpace | null = null;
   #mapped: RamRange[] = [];
@@ -80,7 +81,7 @@ export class VfioContainer {
 
   /** One after the other: the second device of a machine finds RAM mapped by the first. */
   open(bdf: Bdf): Promise<VfioTransport> {
-    const opened = this.#turn.then(() => this.#open(bdf));
+    const opened = this.#turn.then(() => this.#openNext(bdf));
     this.#turn = opened.then(
       () => undefined,
       () => undefined,
@@ -88,7 +89,9 @@ export class VfioContainer {
     return opened;
   }
 
-  async #open(bdf: Bdf): Promise<VfioTransport> {
+  async #openNext(bdf: Bdf): Promise<VfioTransport> {
+    // The kernel would hand out a second fd of the same device, and two models would then fight over its interrupts.
+    if (this.#open.has(bdf)) throw new VmmError('vfio-twice', `${bdf} is given twice; leave one of the two --device`);
     const device = checkOpenable(this.#paths, bdf);
     const group = this.#openGroup(device);
     try {
@@ -115,15 +118,20 @@ export class VfioContainer {
     }
     try {
       const door = this.#door;
-      return new KernelDevice({
+      const transport = new KernelDevice({
         kind: 'group',
         name: bdf,
         door,
         fd,
         migration: openFeatureV2(door, fd, bdf),
         dmaLog: openDmaLog(door, fd, bdf),
-        closed: () => this.#leave(group),
+        closed: () => {
+          this.#open.delete(bdf);
+          return this.#leave(group);
+        },
       });
+      this.#open.add(bdf);
+      return transport;
     } catch (error) {
       this.#door.closeFd(fd);
       throw error;

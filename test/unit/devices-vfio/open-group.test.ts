@@ -96,6 +96,15 @@ describe('a device that cannot be opened', () => {
     expect(await message()).toBe('opened');
   });
 
+  it('is given twice: the second is refused, and the first goes on', async () => {
+    tree.device(BDF, 4, 'vfio-pci');
+    const first = await container.open(BDF);
+    expect(await message()).toBe('0000:65:00.0 is given twice; leave one of the two --device');
+    expect(host.groupFds).toHaveLength(1);
+    await first.close();
+    expect(await message()).toBe('opened');
+  });
+
   it('finds an IOMMU without interrupt remapping: EPERM of SET_IOMMU', async () => {
     tree.device(BDF, 4, 'vfio-pci');
     kernel.answers.set('VFIO_SET_IOMMU', 1);
