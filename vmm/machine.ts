@@ -31,8 +31,9 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
   try {
     const boot = config.boot === null ? null : await openBoot(config.boot);
     if (boot !== null) undo.push(() => boot.close());
-    for (const note of boot?.notes ?? []) host.log.warn({}, note);
     const vm = await openVm(config, boot, undo);
+    // Not before: a host that is refused gets one line.
+    for (const note of boot?.notes ?? []) host.log.warn({}, note);
     // kvm-unit-tests' guests end through it (facts: boot-peers).
     const debugExit = config.debugExit || boot?.kind === 'multiboot';
     const { machine, memory, processors } = await assemble(

@@ -83,9 +83,14 @@ export async function storeVmlinux(cacheDir: string, bzImage: FileHandle, vmlinu
     if (key !== null) await link(cacheDir, key, hash);
     return await openOwn(join(cacheDir, name(hash)));
   } catch {
-    await rm(temporary, { force: true });
+    await discard(temporary);
     return null;
   }
+}
+
+/** A directory that may not even be searched has nothing of ours in it. */
+async function discard(temporary: string): Promise<void> {
+  await rm(temporary, { force: true }).catch(() => undefined);
 }
 
 async function link(cacheDir: string, key: string, hash: string): Promise<void> {
@@ -94,6 +99,6 @@ async function link(cacheDir: string, key: string, hash: string): Promise<void> 
     await symlink(name(hash), temporary);
     await rename(temporary, join(cacheDir, `by-file-${key}`));
   } catch {
-    await rm(temporary, { force: true });
+    await discard(temporary);
   }
 }
