@@ -45,11 +45,12 @@ async function bootSource(): Promise<NodeProcess> {
   return node;
 }
 
-async function destination(): Promise<{ node: NodeProcess; path: string }> {
+async function destination(change: object = {}): Promise<{ node: NodeProcess; path: string }> {
   const node = new NodeProcess(script);
   nodes.push(node);
   const path = join(directory, `d${sockets++}`);
-  node.send({ do: 'receive', uri: `unix:${path}`, devices: [{ ...DEVICES[0], properties: { seed: 9 } }] });
+  const wanted = { devices: [{ ...DEVICES[0], properties: { seed: 9 } }], ...change };
+  node.send({ do: 'receive', uri: `unix:${path}`, wanted });
   await node.event('listening');
   return { node, path };
 }
@@ -174,10 +175,30 @@ describe('other ends', () => {
     expect(judgeTicks(source.text, node.text)).toMatchObject({ lost: 0, errors: 0, back: 0 });
   });
 
-  it('the guest that lived through all this moves at last, and every tick and page is right', async () => {
+  const UNFIT: [string, object, RegExp][] = [
+    ['without the device', { devices: [] }, /no device blob0 \(blob\) here/],
+    ['with less RAM', { memory: 1 << 20 }, /--memory here says 1048576/],
+    ['with other vCPUs', { cpus: 3 }, /1 vCPUs, --cpus here says 3/],
+  ];
+  it.each(UNFIT)('a destination %s refuses before any RAM, and both sides say why', async (_what, change, why) => {
     const source = sourceNode!;
-    const { node, path } = await destination();
-    const { uri } = await linkTo(path, null);
+    const { node, path } = await destination(change);
+    const from = source.events.length;
+    source.send({ do: 'migrate', uri: `unix:${path}` });
+    const outcome = await source.event('outcome', from);
+    expect(outcome).toMatchObject({ status: 'failed', unanswered: false, state: 'running', device: 'running' });
+    expect(outcome['error']).toMatch(why);
+    expect((await node.event('refused'))['error']).toMatch(why);
+    expect(node.text).toBe('');
+    expect(judgeTicks(source.text, '')).toMatchObject({ lost: 0, errors: 0, back: 0 });
+  });
+
+  it('the guest that lived through all this moves at last, by TCP, and every tick and page is right', async () => {
+    const source = sourceNode!;
+    const node = new NodeProcess(script);
+    nodes.push(node);
+    node.send({ do: 'receive', uri: 'tcp:127.0.0.1:0', wanted: { devices: DEVICES } });
+    const { uri } = await node.event('listening');
     const from = source.events.length;
     source.send({ do: 'migrate', uri });
     expect(await source.event('outcome', from)).toMatchObject({

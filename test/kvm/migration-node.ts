@@ -2,7 +2,7 @@
 // Bundled and started by migration-processes.ts; the other end of the link is a proxy in the test that does harm.
 import { createInterface } from 'node:readline';
 import { createRegistry } from '../../devices/registry.ts';
-import type { MigrateOptions, Migration } from '../../migration/api.ts';
+import type { MigrateOptions, Migration, ReceiveHost } from '../../migration/api.ts';
 import { receiveFrom } from '../../migration/destination.ts';
 import { migrateTo } from '../../migration/source.ts';
 import { connectPeer, listenForPeer } from '../../migration/transport/uri.ts';
@@ -49,13 +49,21 @@ async function boot(config: MachineConfig): Promise<void> {
   say({ event: 'booted' });
 }
 
-async function receive(uri: string, devices: MachineConfig['devices']): Promise<void> {
+type Wanted = Pick<ReceiveHost, 'devices'> & Partial<Pick<ReceiveHost, 'memory' | 'cpus'>>;
+
+async function receive(uri: string, wanted: Wanted): Promise<void> {
   const listener = await listenForPeer(uri);
-  say({ event: 'listening' });
+  say({ event: 'listening', uri: listener.uri });
   const peer = await listener.accept();
   try {
-    machine = await receiveFrom(peer, { ...host, devices, memory: null, cpus: null, preallocate: false, clock: 'stop' })
-      .machine;
+    machine = await receiveFrom(peer, {
+      ...host,
+      memory: null,
+      cpus: null,
+      preallocate: false,
+      clock: 'stop',
+      ...wanted,
+    }).machine;
     say({ event: 'arrived', state: machine.state });
     machine.ended.then(({ reason, exitCode }) => say({ event: 'ended', reason, exitCode }));
   } catch (error) {
@@ -77,7 +85,7 @@ async function obey(command: { do: string } & Record<string, unknown>): Promise<
     case 'boot':
       return boot(command['config'] as MachineConfig);
     case 'receive':
-      return receive(command['uri'] as string, command['devices'] as MachineConfig['devices']);
+      return receive(command['uri'] as string, command['wanted'] as Wanted);
     case 'migrate':
       return migrate(command['uri'] as string, (command['options'] ?? {}) as Partial<MigrateOptions>);
     case 'cancel':
