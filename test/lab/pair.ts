@@ -181,9 +181,10 @@ export class Pair {
 export async function untilSaid(guest: Guest, words: string, limitMs = BOOT_LIMIT_MS): Promise<void> {
   const limit = performance.now() + limitMs;
   let ended = false;
-  void guest.process.done.finally(() => {
+  const over = () => {
     ended = true;
-  });
+  };
+  guest.process.done.then(over, over);
   while (!guest.stderr().includes(words)) {
     if (ended) throw new Error(`ferry ended without saying "${words}": ${guest.stderr()}`);
     if (performance.now() > limit) throw new Error(`"${words}" was not said in time: ${guest.stderr()}`);

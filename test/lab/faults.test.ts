@@ -1,0 +1,217 @@
+// Rules (issue 2, "Bad input and faults"; main-job.md, "Convergence, deadlines, ends"), with edu and its variant driver in two lab hosts:
+// whatever breaks before EOF, one guest goes on at the source through all of it, without a lost tick, its device at work; the destination
+// never runs it and says why. After EOF the source never runs it by itself. At the end the guest moves after all.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { faultsOf, judge } from '../../images/guest/verdict.ts';
+import type { Fate } from '../fakes/harm-link.ts';
+import { expectCancelled, expectFailed, FaultBench, PLACES, type Place, soon } from './fault-bench.ts';
+import { type Guest, Pair, pairUnavailable, untilSaid } from './pair.ts';
+
+const unavailable = pairUnavailable();
+if (unavailable !== null) console.log(`skipped: faults: ${unavailable}`);
+
+/** Few dirty pages, so that a move takes little time; the demo's limit. */
+const APPEND = 'writer=8M rate=1M';
+const LIMIT = ['--downtime-limit', '1500'];
+
+describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', () => {
+  let pair: Pair;
+  let bench: FaultBench;
+  let source: Guest;
+
+  beforeAll(async () => {
+    pair = await Pair.start();
+    bench = await FaultBench.over(pair);
+    source = await pair.run(0, APPEND);
+  });
+  afterAll(() => pair?.close());
+
+  /** A move through a link that breaks at `place`; `then` does the rest of the harm. */
+  async function harmed(place: Place, fate: Fate, destination: Guest, limit = LIMIT) {
+    const link = await bench.link(destination, place, fate);
+    const { process, moved } = bench.migrate(source, link.uri, ...limit);
+    const early = moved.then(({ stderr }) => {
+      throw new Error(`ferry migrate ended before the place of the fault: ${stderr}`);
+    });
+    early.catch(() => undefined);
+    await soon('the place of the fault', Promise.race([link.struck, early]));
+    return { link, process, moved };
+  }
+
+  /** A guest of its own, with the device that another one may just have lost its life with. */
+  async function bootAgain(): Promise<void> {
+    source.process.kill('SIGKILL');
+    await source.process.done;
+    source = await pair.run(0, APPEND);
+  }
+
+  const KILLED: [string, Place][] = [
+    ['during RAM', PLACES.ram],
+    ['during device data', PLACES.deviceData],
+    ['just before PONG', PLACES.pong],
+  ];
+  it.each(KILLED)('the destination is killed %s', async (_when, place) => {
+    const destination = await pair.receive(1);
+    const { link, moved } = await harmed(place, 'stall', destination);
+    destination.process.kill('SIGKILL');
+    expectFailed(await moved, /./);
+    const { console } = await bench.ended(destination);
+    expect(console).toBe('');
+    await bench.goesOn(source, 'failed');
+    link.close();
+  });
+
+  const BROKEN: [string, 'flip' | 'truncate', Place][] = [
+    ['the stream is truncated in RAM', 'truncate', PLACES.ram],
+    ['the stream is truncated in device data', 'truncate', PLACES.deviceData],
+    ['a byte of a page header is flipped', 'flip', PLACES.pageHeader],
+    ['a byte of the device data is flipped', 'flip', PLACES.deviceData],
+    ['a byte of the states is flipped', 'flip', PLACES.states],
+  ];
+  it.each(BROKEN)('%s', async (_what, fate, place) => {
+    const destination = await pair.receive(1);
+    const { link, moved } = await harmed(place, fate, destination);
+    expectFailed(await moved, /the destination refused: ./);
+    await bench.gaveUp(destination, /the guest did not arrive: ./);
+    await bench.goesOn(source, 'failed');
+    link.close();
+  });
+
+  const UNFIT: [string, Parameters<Pair['receive']>[1], RegExp][] = [
+    ['without the device', { devices: [] }, /no device vfio-pci-0 \(vfio-pci\) here/],
+    ['with less RAM', { options: ['--memory', '128M'] }, /memory.*--memory here says/],
+    ['with other vCPUs', { options: ['--cpus', '2'] }, /1 vCPUs, --cpus here says 2/],
+  ];
+  it.each(UNFIT)('a destination %s refuses before any RAM', async (_what, options, why) => {
+    const destination = await pair.receive(1, options);
+    const move = await pair.migrate(source, destination, LIMIT);
+    expectFailed(move, why);
+    expect(move.outcome?.report.rounds).toEqual([]);
+    await bench.gaveUp(destination, why);
+    await bench.goesOn(source, 'failed');
+  });
+
+  const CANCELLED: [string, Place][] = [
+    ['in the set-up', PLACES.setup],
+    ['during RAM', PLACES.ram],
+    ['during device data', PLACES.deviceData],
+    ['just before PONG', PLACES.pong],
+  ];
+  it.each(CANCELLED)('Ctrl-C in ferry migrate %s cancels, and waits until the guest goes on', async (_when, place) => {
+    const destination = await pair.receive(1);
+    const { link, process, moved } = await harmed(place, 'stall', destination);
+    process.kill('SIGINT');
+    expectCancelled(await moved);
+    await bench.gaveUp(destination, /the guest did not arrive: ./);
+    await bench.goesOn(source, 'cancelled');
+    link.close();
+  });
+
+  it('migrate_cancel while nobody listens for it: the move ends as cancelled', async () => {
+    const destination = await pair.receive(1);
+    const link = await bench.link(destination, PLACES.lastPing, 'stall');
+    const started = await pair.ferry(0, 'migrate', source.control, link.uri, '--detach', ...LIMIT);
+    expect(started.code, started.stderr).toBe(0);
+    await soon('the place of the fault', link.struck);
+    expect(await bench.qmp(source, { execute: 'migrate_cancel' })).toMatchObject({ return: {} });
+    await bench.gaveUp(destination, /the guest did not arrive: ./);
+    await bench.goesOn(source, 'cancelled');
+    link.close();
+  });
+
+  it('the link is cut during RAM, without a word: both ends give up after 30 s of silence', async () => {
+    const destination = await pair.receive(1);
+    const { moved } = bench.migrate(source, destination.uri ?? '', ...LIMIT, '--bandwidth', '1000000');
+    await untilRamMoves(bench, source);
+    await pair.lab.setLink(false);
+    try {
+      expectFailed(await moved, /./);
+      await bench.gaveUp(destination, /the guest did not arrive: ./);
+    } finally {
+      await pair.lab.setLink(true);
+    }
+    await bench.goesOn(source, 'failed');
+  });
+
+  it('the link is cut in the pause, without a word: the guest goes on after the deadline, the destination gives up later', async () => {
+    const destination = await pair.receive(1);
+    const { link, moved } = await harmed(PLACES.lastPing, 'hold', destination);
+    await pair.lab.setLink(false);
+    try {
+      expectFailed(await moved, /no answer from the destination within 10000 ms/);
+      await bench.goesOn(source, 'failed');
+      // What is between them closes nothing, as a source under SIGSTOP would not.
+      await bench.gaveUp(destination, /nothing moved between the hosts for 30 s/);
+    } finally {
+      await pair.lab.setLink(true);
+    }
+    link.close();
+  });
+
+  it('the guest that lived through all this moves at last, and everything in it is right', async () => {
+    const destination = await pair.receive(1);
+    const move = await pair.migrate(source, destination, LIMIT);
+    expect(move.code, move.stderr).toBe(0);
+    await pair.ticksOn(destination, 40);
+    expect(await pair.end(destination)).toBe(0);
+    expect((await source.process.done).code).toBe(0);
+    expect(faultsOf(judge([source.console.text, destination.console.text]), { edu: true })).toEqual([]);
+  });
+
+  it('a source that is killed before EOF: the destination gives up, and no driver binding has changed', async () => {
+    const bound = await bindingOf(pair, 0);
+    await bootAgain();
+    const destination = await pair.receive(1);
+    const { link } = await harmed(PLACES.lastPing, 'stall', destination);
+    source.process.kill('SIGKILL');
+    await bench.gaveUp(destination, /the guest did not arrive: ./);
+    expect(await bindingOf(pair, 0)).toBe(bound);
+    expect(bound).toContain('edu-vfio-pci');
+    link.close();
+  });
+
+  it('SHUT is lost: exit code 3, the source stays paused; cancel is refused; by hand it goes on', async () => {
+    await bootAgain();
+    const destination = await pair.receive(1);
+    // A limit with which it still waits for SHUT when all this has been looked at.
+    const { link, moved } = await harmed(PLACES.shut, 'hold', destination, ['--downtime-limit', '20000']);
+    await pair.ticksOn(destination, 3);
+    const refused = await bench.qmp(source, { execute: 'migrate_cancel' });
+    expect(refused).toMatchObject({ error: { desc: expect.stringMatching(/can no longer be cancelled/) } });
+    const said = source.console.text;
+    link.cut();
+    const move = await moved;
+    expect(move.code, move.stderr).toBe(3);
+    expect(move.stderr).toMatch(/the guest may run there/);
+    expect(move.stderr).not.toMatch(/the guest runs here/);
+    expect(move.outcome).toMatchObject({ status: 'failed', unanswered: true });
+    await untilSaid(source, 'it stays paused here');
+    expect(await bench.status(source)).toMatchObject({ status: 'postmigrate' });
+    await pair.ticksOn(destination, 3);
+    expect(source.console.text).toBe(said);
+    destination.process.kill('SIGKILL');
+    await destination.process.done;
+    expect(await bench.qmp(source, { execute: 'cont' })).toMatchObject({ return: {} });
+    await pair.ticksOn(source, 20);
+    expect(await pair.end(source)).toBe(0);
+    expect(faultsOf(judge([source.console.text]), { edu: true })).toEqual([]);
+    link.close();
+  });
+});
+
+async function bindingOf(pair: Pair, at: 0 | 1): Promise<string> {
+  const { host, edu } = pair.sides[at];
+  const sys = `/sys/bus/pci/devices/${edu.bdf}`;
+  return host.run(`basename $(readlink ${sys}/driver); cat ${sys}/driver_override; cd /run/ferry && grep -r . .`);
+}
+
+/** Asked for, not slept for: the first round is under way. */
+async function untilRamMoves(bench: FaultBench, source: Guest): Promise<void> {
+  for (let tries = 0; tries < 300; tries++) {
+    const { return: answer } = (await bench.qmp(source, { execute: 'query-migrate' })) as {
+      return: { status?: string; 'x-ferry'?: { progress?: { sentBytes: number } } };
+    };
+    if (answer.status === 'active' && (answer['x-ferry']?.progress?.sentBytes ?? 0) > 1 << 20) return;
+  }
+  throw new Error('no RAM moved');
+}
