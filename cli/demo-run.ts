@@ -143,13 +143,15 @@ async function migrate(host: LabHost, options: DemoOptions): Promise<MigrationOu
 export async function runDemo(options: DemoOptions, aborted: Promise<never>): Promise<DemoResult> {
   const image = buildGuest(cacheRoot(), 'cloud', options.say);
   image.catch(() => {});
-  const booting = startLab({ hosts: 2, devices: ['edu'], say: options.say });
+  const stop = new AbortController();
+  aborted.catch(() => stop.abort());
+  const booting = startLab({ hosts: 2, devices: ['edu'], say: options.say, signal: stop.signal });
   let lab: Lab | null = null;
   try {
     lab = await Promise.race([booting, aborted]);
     return await Promise.race([playDemo(lab, await image, options), aborted]);
   } finally {
-    // An abort may come while the hosts still boot.
+    // An abort may come while the hosts still boot: then they end there.
     await (lab ?? (await booting.catch(() => null)))?.close();
   }
 }

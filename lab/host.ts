@@ -91,8 +91,8 @@ export class LabHost {
     this.ended.then((how) => (this.#over = how));
   }
 
-  /** Boots it; resolves when the agent answers. `started` is called as soon as QEMU has made its sockets (a peer's link needs that). */
-  static async boot(plan: HostPlan, files: HostFiles, started: () => void): Promise<LabHost> {
+  /** Boots it; resolves when the agent answers. `signal` ends it before that. */
+  static async boot(plan: HostPlan, files: HostFiles, signal: AbortSignal | null): Promise<LabHost> {
     const secret = await prepare(plan, files);
     const log = openSync(join(plan.dir, 'qemu.log'), 'a', 0o600);
     const qemu = spawn(
@@ -114,13 +114,13 @@ export class LabHost {
         const limit = Date.now() + BOOT_LIMIT_MS;
         while (!there()) {
           if (how.text !== null) throw bootError(plan, `its QEMU ${how.text}`);
+          signal?.throwIfAborted();
           if (Date.now() > limit) throw bootError(plan, `no ${what} within ${BOOT_LIMIT_MS / 1000} s`);
           await sleep(20);
         }
       };
       await until('monitor', () => existsSync(join(plan.dir, 'qmp.sock')));
       const qmp = await Qmp.open(join(plan.dir, 'qmp.sock'));
-      started();
       const port = await forwardedPort(qmp);
       await until('agent', () => readText(join(plan.dir, 'serial.log')).includes(READY));
       return new LabHost(plan, qemu, { ended, qmp, address: { port, secret } });

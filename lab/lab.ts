@@ -25,6 +25,8 @@ export interface LabOptions {
   readonly name?: string;
   /** Progress, a line at a time. Default: nowhere. */
   readonly say?: (line: string) => void;
+  /** Ends a boot that is under way; whoever has the lab closes it. */
+  readonly signal?: AbortSignal;
   /** More arguments for each QEMU. */
   readonly extra?: readonly string[];
 }
@@ -81,7 +83,7 @@ export class Lab {
 
 const HOST_NAMES = ['host-a', 'host-b'];
 
-async function bootAll(plans: readonly HostPlan[], agent: string): Promise<LabHost[]> {
+async function bootAll(plans: readonly HostPlan[], agent: string, signal: AbortSignal | null): Promise<LabHost[]> {
   const booting: Promise<LabHost>[] = [];
   for (const plan of plans) {
     // The first host listens on the link's socket, so the second QEMU may start only when that is there.
@@ -90,7 +92,7 @@ async function bootAll(plans: readonly HostPlan[], agent: string): Promise<LabHo
       const failed = Promise.race(booting.map((each) => each.then(() => null)));
       while (!existsSync(socket)) await Promise.race([sleep(10), failed]);
     }
-    const host = LabHost.boot(plan, { agent }, () => {});
+    const host = LabHost.boot(plan, { agent }, signal);
     host.catch(() => {});
     booting.push(host);
   }
@@ -107,6 +109,7 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
   const say = options.say ?? (() => {});
   const image = await buildLabImage(say);
   const agent = await agentBundle(repoRoot());
+  options.signal?.throwIfAborted();
   const name = options.name ?? `lab-${process.pid}-${randomBytes(3).toString('hex')}`;
   const dir = await createLabDirectory(name);
   try {
@@ -128,7 +131,7 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
     });
     for (const plan of plans) await mkdir(join(plan.dir, 'work'), { recursive: true, mode: 0o700 });
     say(`booting ${count === 1 ? 'a lab host' : `${count} lab hosts`}`);
-    const hosts = await bootAll(plans, agent);
+    const hosts = await bootAll(plans, agent, options.signal ?? null);
     await writeRecord(dir, { name, owner: processTag(), ready: true, hosts: hosts.map((host) => host.record()) });
     return new Lab({ name, dir, hosts, image });
   } catch (error) {

@@ -10,11 +10,12 @@ try {
   fail(error);
 }
 
-const demo = spawn(process.execPath, [join(root, 'dist/ferry.cjs'), 'demo', ...process.argv.slice(2)], {
-  cwd: root,
-  env: environment,
-  stdio: 'inherit',
-});
+// If this process is killed, the demo is told to stop (prctl(2), PR_SET_PDEATHSIG), and cleans up.
+const demo = spawn(
+  'setpriv',
+  ['--pdeathsig', 'TERM', process.execPath, join(root, 'dist/ferry.cjs'), 'demo', ...process.argv.slice(2)],
+  { cwd: root, env: environment, stdio: 'inherit' },
+);
 // A terminal's Ctrl-C reaches the child by itself; a kill of this process alone must reach it too. We stay until it has cleaned up.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => demo.kill(signal));
 demo.on('exit', (code, signal) => process.exit(signal ? 1 : (code ?? 1)));
