@@ -2,40 +2,14 @@
 // validation leaves a running guest and a running device at the source; vfio-migration.md section 3. The ladder itself is tested in
 // test/unit/devices-vfio; here it is what migration makes of it.
 import { describe, expect, it } from 'vitest';
-import type { Device } from '../../../devices/contract.ts';
-import { VfioLive } from '../../../devices/vfio/migration/device-state.ts';
 import type { MigrationOutcome } from '../../../migration/api.ts';
 import { receiveFrom } from '../../../migration/destination.ts';
 import { migrateTo } from '../../../migration/source.ts';
 import { channelPair } from '../../fakes/memory-channel.ts';
 import { Diary, DiaryMachine } from '../../fakes/migration-machine.ts';
 import { diaryConfig, OPTIONS, receiveHost } from '../../fakes/migration-pair.ts';
+import { vfioDevice } from '../../fakes/vfio-live-device.ts';
 import { type FakeOptions, FakeVfio, type Fault } from '../../fakes/vfio-transport.ts';
-
-const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined };
-
-function vfioDevice(id: string, fake: FakeVfio, deviceCount: number): Device {
-  const port = fake.migration!;
-  const recoverable = {
-    name: fake.name,
-    port,
-    log: quiet,
-    reset: () => fake.reset(),
-    rearm: () => void fake.calls.push('rearm'),
-  };
-  const policy = { fixedDowntimeMs: 5, stopCopySize: null, disabled: false, deviceCount: () => deviceCount };
-  return {
-    id,
-    type: 'diary',
-    claims: [],
-    state: null,
-    live: new VfioLive(recoverable, policy),
-    dirty: null,
-    interrupts: null,
-    reset: () => undefined,
-    close: () => undefined,
-  };
-}
 
 interface Moved {
   readonly outcome: MigrationOutcome;
