@@ -2,7 +2,8 @@
 // doing: vector pending or masked, INTx asserted and not acknowledged, handler running, or raised between the vCPUs' stop and the device's
 // (edu's DMA is in flight 95% of the time here). test/guests/edu.c counts each one against its cause, and says "wrong" itself.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type Guest, MOVE_LIMIT_MS, Pair, pairUnavailable } from './pair.ts';
+import { said, type } from './flat-console.ts';
+import { type Guest, Pair, pairUnavailable } from './pair.ts';
 
 const unavailable = pairUnavailable();
 if (unavailable !== null) console.log(`skipped: interrupts: ${unavailable}`);
@@ -17,25 +18,6 @@ describe.skipIf(unavailable !== null)('interrupts of edu across a move', () => {
     pair = await Pair.start();
   });
   afterAll(() => pair?.close());
-
-  /** Types `key` and waits for what the guest then says. */
-  async function type(guest: Guest, key: string, answer: RegExp): Promise<RegExpExecArray> {
-    const from = guest.console.text.length;
-    guest.process.stdin.write(key);
-    return said(guest, answer, from);
-  }
-
-  async function said(guest: Guest, answer: RegExp, from: number): Promise<RegExpExecArray> {
-    let found: RegExpExecArray | null = null;
-    const look = ({ text }: { text: string }): boolean => {
-      const wrong = /^wrong .*\n/m.exec(text.slice(from));
-      if (wrong !== null) throw new Error(`the guest says: ${wrong[0]}`);
-      found = answer.exec(text.slice(from));
-      return found !== null;
-    };
-    await guest.console.until(String(answer), look, MOVE_LIMIT_MS);
-    return found!;
-  }
 
   async function moved(guest: Guest, ...args: string[]): Promise<Guest> {
     const there = await pair.receive(guest.at === 0 ? 1 : 0);
