@@ -1,0 +1,114 @@
+// One Debian guest with edu passed through, its workload at work, goes there and back between two lab hosts: with the device's DMA log, without
+// it, then twenty times in a row from ever other phases of a running DMA. main-job.md: report.json, the guest's workload, DMA phases; issue 2,
+// "Done when" 1 and 3. What counts is the workload's own word over all consoles that it had. edu is bound once on each side.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { demoFaults, demoReport } from '../../cli/demo-report.ts';
+import { faultsOf, judge } from '../../images/guest/verdict.ts';
+import type { MigrationOutcome } from '../../migration/api.ts';
+import { type Guest, Pair, pairUnavailable } from './pair.ts';
+
+const unavailable = pairUnavailable();
+if (unavailable !== null) console.log(`skipped: move: ${unavailable}`);
+
+const MOVES = 20;
+/** edu's DMA takes 100 ms and one follows the other: moves begin 10 ms apart in it. */
+const PHASES = 10;
+const PHASE_MS = 10;
+
+interface Leg {
+  readonly outcome: MigrationOutcome;
+  /** Last tick at one host to the first at the other, on this machine's clock. */
+  readonly outerGapMs: number;
+  readonly stderr: string;
+}
+
+describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
+  let pair: Pair;
+  const began = performance.now();
+  /** Every process that the guest lived in, the last one being where it is. */
+  const lives: Guest[] = [];
+  const legs: Leg[] = [];
+
+  beforeAll(async () => {
+    pair = await Pair.start();
+    lives.push(await pair.run(0));
+    await pair.ticksOn(lives[0]!, 60);
+  });
+  afterAll(async () => {
+    await pair?.close();
+    console.log(`moves: ${Math.round((performance.now() - began) / 1000)} s in all`);
+  });
+
+  async function move(args: readonly string[], phaseMs: number): Promise<Leg> {
+    const from = lives.at(-1)!;
+    const to = await pair.receive(from.at === 0 ? 1 : 0);
+    await pair.ticksOn(from);
+    await new Promise((resolve) => setTimeout(resolve, phaseMs));
+    const { code, outcome, stderr } = await pair.migrate(from, to, args);
+    expect(code, stderr).toBe(0);
+    await pair.ticksOn(to, 20);
+    lives.push(to);
+    const outerGapMs = (to.console.firstTickAt ?? Number.NaN) - (from.console.lastTickAt ?? Number.NaN);
+    const leg = { outcome: outcome!, outerGapMs, stderr };
+    legs.push(leg);
+    return leg;
+  }
+
+  /** The rules that need no verdict: those of the report. `quiet`: also the one that a busy machine can break. */
+  function reportFaults(leg: Leg, deviceLog: boolean, quiet: boolean): string[] {
+    const verdict = judge(lives.map(({ console }) => console.text));
+    const report = demoReport({
+      verdict,
+      outcome: leg.outcome,
+      device: pair.sides[0].edu,
+      outerGapMs: leg.outerGapMs,
+      exitCode: 0,
+    });
+    if (quiet) console.log(JSON.stringify(report.migration), JSON.stringify(report.dirty));
+    const { downtimeMs } = report.migration;
+    const judged = quiet ? report : { ...report, migration: { ...report.migration, outerGapMs: downtimeMs } };
+    return demoFaults(judged, deviceLog);
+  }
+
+  it('with the device log: the report keeps the rules of the demo', async () => {
+    const leg = await move(['--downtime-limit', '1500'], 0);
+    expect(reportFaults(leg, true, true)).toEqual([]);
+    expect(leg.outcome.report.dirty.container).toBeNull();
+    expect((await lives.at(-2)!.process.done).code).toBe(0);
+  });
+
+  it('without it: the container says what is dirty, and the longer downtime is announced before the first page', async () => {
+    const leg = await move(['--downtime-limit', '60000', '--no-device-log'], 0);
+    expect(reportFaults(leg, false, true)).toEqual([]);
+    const pages = 256 * 256;
+    // type1 reports every mapped page of an IOMMU-backed device, so one query is all of RAM (vfio-migration.md).
+    expect(leg.outcome.report.dirty.container).toBe(pages);
+    const notice = leg.stderr.indexOf('the last round carries up to 256 MiB while the guest stands still');
+    const firstRound = leg.stderr.indexOf('round 1');
+    expect(notice, leg.stderr).toBeGreaterThanOrEqual(0);
+    expect(firstRound === -1 || notice < firstRound || leg.stderr.lastIndexOf('round 0', notice) >= 0, leg.stderr).toBe(
+      true,
+    );
+  });
+
+  it(`${MOVES} times in a row, from ${PHASES} phases of a running DMA`, async () => {
+    for (let n = 0; n < MOVES; n++) {
+      const leg = await move(['--downtime-limit', '1500'], (n % PHASES) * PHASE_MS);
+      expect(reportFaults(leg, true, false), `move ${n + 1}`).toEqual([]);
+    }
+    const row = legs.slice(-MOVES).map(({ outcome, outerGapMs }) => {
+      const { downtimeMs, downtime } = outcome.report;
+      return `${Math.round(downtimeMs)} (stop ${Math.round(downtime.stop)}, seen ${Math.round(outerGapMs)})`;
+    });
+    console.log(`downtimes, ms: ${row.join('; ')}`);
+  });
+
+  it('and all the while not a tick, a page, a DMA or an interrupt was lost', async () => {
+    const code = await pair.end(lives.at(-1)!);
+    const verdict = judge(lives.map(({ console }) => console.text));
+    console.log(JSON.stringify({ ...verdict, consoles: verdict.consoles.length }));
+    expect(faultsOf(verdict, { edu: true })).toEqual([]);
+    expect(verdict.consoles).toHaveLength(MOVES + 3);
+    expect(code).toBe(0);
+  });
+});
