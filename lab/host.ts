@@ -2,7 +2,7 @@
 // started it dies (prctl(2), PR_SET_PDEATHSIG), so no host outlives its owner. A QEMU that has ended by itself is a crashed lab host.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, openSync, readFileSync, truncateSync } from 'node:fs';
+import { openSync, readFileSync, truncateSync } from 'node:fs';
 import { mkdir, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
@@ -13,6 +13,7 @@ import type { HostRecord } from './lab-directory.ts';
 import { findProgram } from './packages.ts';
 import { backingFiles, type HostPlan, type LabDevice, qemuArguments } from './qemu-command.ts';
 import { Qmp } from './qmp.ts';
+import { isListening } from './unix-socket.ts';
 
 export interface ExecOptions extends CommandOptions {
   readonly stdin?: string | Uint8Array | Readable;
@@ -119,7 +120,7 @@ export class LabHost {
           await sleep(20);
         }
       };
-      await until('monitor', () => existsSync(join(plan.dir, 'qmp.sock')));
+      await until('monitor', () => isListening(join(plan.dir, 'qmp.sock')));
       const qmp = await Qmp.open(join(plan.dir, 'qmp.sock'));
       const port = await forwardedPort(qmp);
       await until('agent', () => readText(join(plan.dir, 'serial.log')).includes(READY));

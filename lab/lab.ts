@@ -1,7 +1,6 @@
 // A lab: one or two lab hosts that this process owns. `startLab` is what tests, `ferry lab up` and the demo call. Builds the image when it
 // is not in the cache; boots the hosts in parallel; close() ends all and removes the work directory. If the owner dies, the hosts do too.
 import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,6 +14,7 @@ import { setLink } from './link.ts';
 import { findProgram, missingLabPackages } from './packages.ts';
 import { type HostPlan, type LabDeviceKind, placeDevices } from './qemu-command.ts';
 import { cacheRoot, repoRoot } from './root.ts';
+import { isListening } from './unix-socket.ts';
 
 export interface LabOptions {
   readonly hosts?: 1 | 2;
@@ -90,7 +90,7 @@ async function bootAll(plans: readonly HostPlan[], agent: string, signal: AbortS
     if (plan.index > 0 && plan.linkSocket !== null) {
       const socket = plan.linkSocket;
       const failed = Promise.race(booting.map((each) => each.then(() => null)));
-      while (!existsSync(socket)) await Promise.race([sleep(10), failed]);
+      while (!isListening(socket)) await Promise.race([sleep(10), failed]);
     }
     const host = LabHost.boot(plan, { agent }, signal);
     host.catch(() => {});
