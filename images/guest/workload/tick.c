@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,9 @@ void tick_run(void) {
   writer_start();
   clock_start();
   if (options.edu && edu_start() < 0) say("note there is no edu device: no DMA, no interrupts");
+  /* The ticks are to show how long the machine stood still, not how long the other threads' work took before this one's turn. */
+  struct sched_param first = {1};
+  if (sched_setscheduler(0, SCHED_FIFO, &first) < 0) say("note ticks have no priority errno=%d", errno);
   uint64_t start = now_ns(), next = start;
   while (!end_wanted && (!options.duration_s || now_ns() - start < options.duration_s * 1000000000ull)) {
     ticks++;
