@@ -16,6 +16,8 @@ import { sendRam } from './stream/ram-section.ts';
 /** A slice of a round is about this long, so that limits, progress and cancel are looked at. */
 const SLICE_SECONDS = 0.2;
 const SLICE_PAGES = { least: 256, first: 4096, most: 32768 };
+/** From here on what a round has sent so far says how fast it goes; before, the rounds before it do. */
+const TELLING_MS = 100;
 /** Tiny rounds of a guest that does not converge for another reason must not keep the host busy. */
 const SHORTEST_ROUND_MS = 50;
 
@@ -129,6 +131,7 @@ export class Rounds {
     const total = rest.count;
     const sum = { sentPages: 0, zeroPages: 0 };
     const began = performance.now();
+    const bytesBefore = writer.channel.txBytes;
     let from = 0;
     while (sum.sentPages + sum.zeroPages < total) {
       stop.check();
@@ -141,7 +144,10 @@ export class Rounds {
       sum.zeroPages += sent.zeroPages;
       report.bytes.ram += sent.bytes;
       report.bytes.zeroPages += sent.zeroPages;
-      this.#progress((total - sum.sentPages - sum.zeroPages) * PAGE_SIZE, sent.pages, sent.zeroPages);
+      const ms = performance.now() - began;
+      const rate =
+        ms < TELLING_MS ? this.#bandwidth.bytesPerSecond : ((writer.channel.txBytes - bytesBefore) / ms) * 1000;
+      this.#progress((total - sum.sentPages - sum.zeroPages) * PAGE_SIZE, sent, rate);
       if (this.#session.options.timeoutMs !== null) this.#judge();
     }
     const seconds = (performance.now() - began) / 1000;
@@ -157,16 +163,16 @@ export class Rounds {
     return Math.min(SLICE_PAGES.most, Math.max(SLICE_PAGES.least, Math.round((rate * SLICE_SECONDS) / PAGE_SIZE)));
   }
 
-  #progress(remainingBytes: number, pages: number, zeroPages: number): void {
+  #progress(remainingBytes: number, sent: { pages: number; zeroPages: number }, rate: number): void {
     const session = this.#session;
     const { progress } = session;
     session.progress = {
       ...progress,
       remainingBytes,
       sentBytes: session.writer.channel.txBytes,
-      bytesPerSecond: Math.round(this.#bandwidth.bytesPerSecond),
-      zeroPages: progress.zeroPages + zeroPages,
-      normalPages: progress.normalPages + pages,
+      bytesPerSecond: Math.round(rate),
+      zeroPages: progress.zeroPages + sent.zeroPages,
+      normalPages: progress.normalPages + sent.pages,
     };
   }
 

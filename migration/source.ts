@@ -32,6 +32,8 @@ class SourceMigration implements Migration {
   #handedOver = false;
   #ended = false;
   #resets: { remove(): void } | null = null;
+  /** When the last PONG was in, on performance.now(). */
+  #answeredAt = 0;
 
   constructor(machine: Machine, peer: Channel, options: MigrateOptions) {
     this.#session = {
@@ -111,6 +113,7 @@ class SourceMigration implements Migration {
       // No turn of the loop between this check and the hand-over: a cancel is either in time or refused.
       session.stop.check();
       this.#handedOver = true;
+      this.#answeredAt = performance.now();
     } catch (thrown) {
       silenceOver();
       return this.#goBack(asError(thrown));
@@ -272,13 +275,18 @@ class SourceMigration implements Migration {
     };
   }
 
-  /** load and resume are what the destination measured; the rest of the wait for its PONG was transit of the states. */
+  /**
+   * load and resume are what the destination measured. The rest of the waits for PONG and SHUT was transit of the states and of the words
+   * about them, which is long where a busy host's process must first be woken.
+   */
   #attributeDestination(): void {
-    const { report, returns, answerWaitMs } = this.#session;
+    const { report, returns, answerWaitMs, pausedAt } = this.#session;
     const loadMs = Math.min(returns.report?.loadMs ?? answerWaitMs, answerWaitMs);
+    const handOverMs = pausedAt + report.downtimeMs - this.#answeredAt;
+    const resumeMs = Math.min(returns.report?.resumeMs ?? 0, handOverMs);
     report.add('load', loadMs);
-    report.add('state', answerWaitMs - loadMs);
-    report.add('resume', returns.report?.resumeMs ?? 0);
+    report.add('resume', resumeMs);
+    report.add('state', answerWaitMs - loadMs + handOverMs - resumeMs);
   }
 }
 

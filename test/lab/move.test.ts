@@ -74,6 +74,8 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
     const leg = await move(['--downtime-limit', '1500'], 0);
     expect(reportFaults(leg, true, true)).toEqual([]);
     expect(leg.outcome.report.dirty.container).toBeNull();
+    // What `ferry migrate` shows while the first round goes on: how fast it goes.
+    expect(leg.stderr).toMatch(/round 1 .* [1-9][\d.]* [KM]iB\/s/);
     expect((await lives.at(-2)!.process.done).code).toBe(0);
   });
 

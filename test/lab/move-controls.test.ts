@@ -1,0 +1,66 @@
+// Negative controls: what a migration loses on purpose (ferry migrate --test-drop), the workload must notice. Without these the moves of
+// move.test.ts would prove nothing. main-job.md, "Negative controls are tests". One pair of hosts, a guest a control.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type GuestVerdict, judge } from '../../images/guest/verdict.ts';
+import { Pair, pairUnavailable } from './pair.ts';
+
+const unavailable = pairUnavailable();
+if (unavailable !== null) console.log(`skipped: move-controls: ${unavailable}`);
+
+describe.skipIf(unavailable !== null)('what a move loses on purpose is noticed', () => {
+  let pair: Pair;
+  const began = performance.now();
+  beforeAll(async () => {
+    pair = await Pair.start();
+  });
+  afterAll(async () => {
+    await pair?.close();
+    console.log(`negative controls: ${Math.round((performance.now() - began) / 1000)} s in all`);
+  });
+
+  /** The migration itself succeeds; whatever is wrong, the guest says. */
+  async function moveWithout(
+    what: 'deviceLog' | 'kvmLastRound' | 'deviceState',
+    ticksAfter: number,
+  ): Promise<GuestVerdict> {
+    const [here, there] = await Promise.all([pair.run(0), pair.receive(1)]);
+    await pair.ticksOn(here, 40);
+    const { code, stderr } = await pair.migrate(here, there, ['--downtime-limit', '1500', '--test-drop', what]);
+    expect(code, stderr).toBe(0);
+    await pair.ticksOn(there, ticksAfter);
+    await pair.end(there);
+    const verdict = judge([here.console.text, there.console.text]);
+    console.log(what, JSON.stringify({ ...verdict, consoles: undefined, errors: verdict.errors.slice(0, 3) }));
+    expect(verdict.ok).toBe(false);
+    return verdict;
+  }
+
+  it("the device log's bits: a page that only the device wrote is stale", async () => {
+    const verdict = await moveWithout('deviceLog', 40);
+    expect(verdict.dmaErrors).toBeGreaterThan(0);
+    expect(verdict.errors.some((line) => line.startsWith('error kind=dma page='))).toBe(true);
+    expect(verdict.regErrors).toBe(0);
+  });
+
+  it("KVM's log of the last round: a page that the writer wrote is stale", async () => {
+    // The guest's kernel loses pages like anybody else, and may die of it before the writer comes by; then another guest is tried.
+    for (let attempt = 1; attempt <= 3; attempt++) {
+      const verdict = await moveWithout('kvmLastRound', 40).catch((error: Error) => error);
+      if (verdict instanceof Error) {
+        console.log(`kvmLastRound, guest ${attempt} died: ${verdict.message}`);
+        continue;
+      }
+      expect(verdict.memoryErrors).toBeGreaterThan(0);
+      expect(verdict.errors.some((line) => line.startsWith('error kind=memory page='))).toBe(true);
+      return;
+    }
+    expect.unreachable('no guest lived long enough to say what it lost');
+  });
+
+  it("the device's state: its registers are not what they were", async () => {
+    const verdict = await moveWithout('deviceState', 40);
+    expect(verdict.regErrors).toBeGreaterThan(0);
+    expect(verdict.errors.some((line) => line.startsWith('error kind=register '))).toBe(true);
+    expect(verdict.memoryErrors).toBe(0);
+  });
+});
