@@ -138,6 +138,7 @@ describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', (
     const { link, moved } = await harmed(PLACES.lastPing, 'hold', destination);
     await pair.lab.setLink(false);
     try {
+      expect((await bench.status(destination)).status).toBe('inmigrate');
       expectFailed(await moved, /no answer from the destination within 10000 ms/);
       await bench.goesOn(source, 'failed');
       // What is between them closes nothing, as a source under SIGSTOP would not.
