@@ -1,5 +1,5 @@
-// QMP on a UNIX socket: mode 0600, removed at close, a stale one replaced, a live one refused. One client at a time; the next one gets its
-// greeting when the first has gone (as QEMU's). Made by cli/run.ts and cli/receive.ts.
+// QMP on a UNIX socket: mode 0600, removed at close, a stale one replaced, a live one refused. Several clients at once, unlike QEMU's: there
+// is one socket a guest, and `ferry status` and a migrate_cancel must get through while `ferry migrate` follows. Made by cli/host-session.ts.
 import { chmodSync, lstatSync, unlinkSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { VmmError } from '../native/errno.ts';
@@ -23,8 +23,7 @@ export class QmpServer {
   readonly #vm: VmSession;
   readonly #path: string;
   readonly #server: Server;
-  readonly #waiting: Socket[] = [];
-  #current: { socket: Socket; session: QmpSession } | null = null;
+  readonly #clients = new Map<Socket, QmpSession>();
 
   private constructor(vm: VmSession, path: string, server: Server) {
     this.#vm = vm;
@@ -60,51 +59,37 @@ export class QmpServer {
   }
 
   get hasClient(): boolean {
-    return this.#current !== null;
+    return this.#clients.size > 0;
   }
 
   #connected(socket: Socket): void {
-    socket.on('error', () => socket.destroy());
-    socket.on('close', () => this.#gone(socket));
-    this.#waiting.push(socket);
-    this.#serveNext();
-  }
-
-  #serveNext(): void {
-    if (this.#current !== null) return;
-    const socket = this.#waiting.shift();
-    if (socket === undefined) return;
     const session = new QmpSession(this.#vm, qmpCommands, (line) => socket.writable && socket.write(line));
     const events = this.#vm.events.listen((event) => session.event(event));
-    socket.once('close', () => events.remove());
-    this.#current = { socket, session };
+    this.#clients.set(socket, session);
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => {
+      events.remove();
+      this.#clients.delete(socket);
+    });
     session.greet();
     socket.on('data', (bytes) => session.push(bytes));
   }
 
-  #gone(socket: Socket): void {
-    const at = this.#waiting.indexOf(socket);
-    if (at !== -1) this.#waiting.splice(at, 1);
-    if (this.#current?.socket !== socket) return;
-    this.#current = null;
-    this.#serveNext();
-  }
-
   /** Answers what was asked, then hangs up and removes the socket. */
   async close(): Promise<void> {
-    const current = this.#current;
     this.#server.close();
-    for (const socket of this.#waiting.splice(0)) socket.destroy();
-    if (current !== null) {
-      await Promise.race([current.session.idle(), new Promise((resolve) => setTimeout(resolve, 1000).unref())]);
-      await new Promise<void>((resolve) => {
-        current.socket.end(resolve);
-        setTimeout(resolve, 500).unref();
-      });
-      current.socket.destroy();
-    }
+    await Promise.all([...this.#clients].map(([socket, session]) => hangUp(socket, session)));
     unlinkQuietly(this.#path);
   }
+}
+
+async function hangUp(socket: Socket, session: QmpSession): Promise<void> {
+  await Promise.race([session.idle(), new Promise((resolve) => setTimeout(resolve, 1000).unref())]);
+  await new Promise<void>((resolve) => {
+    socket.end(resolve);
+    setTimeout(resolve, 500).unref();
+  });
+  socket.destroy();
 }
 
 async function removeStale(path: string): Promise<void> {
