@@ -56,6 +56,7 @@ interface QueryMigrate {
 }
 
 const POLL_MS = 100;
+const DEFAULT_DOWNTIME_MS = 300;
 const ENDS = new Set(['completed', 'failed', 'cancelled']);
 
 async function configure(client: QmpClient, parsed: Parsed): Promise<void> {
@@ -64,8 +65,9 @@ async function configure(client: QmpClient, parsed: Parsed): Promise<void> {
   const timeout = wholeNumber('migrate', 'timeout', parsed.value('timeout'), 1);
   const drop = parsed.value('test-drop');
   await client.execute('migrate-set-parameters', {
-    ...(limit === null ? {} : { 'downtime-limit': limit }),
-    ...(bandwidth === null ? {} : { 'max-bandwidth': bandwidth }),
+    // All of them each time: what an earlier attempt was given must not linger.
+    'downtime-limit': limit ?? DEFAULT_DOWNTIME_MS,
+    'max-bandwidth': bandwidth ?? 0,
     'x-timeout': (timeout ?? 0) * 1000,
     'x-device-log': !parsed.flag('no-device-log'),
     'x-test-drop': drop ?? 'none',
