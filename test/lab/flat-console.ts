@@ -6,13 +6,16 @@ import { type Guest, MOVE_LIMIT_MS } from './pair.ts';
 export async function said(guest: Guest, answer: RegExp, from: number): Promise<RegExpExecArray> {
   let found: RegExpExecArray | null = null;
   const look = ({ text }: ConsoleLog): boolean => {
-    const wrong = /^wrong .*\n/m.exec(text.slice(from));
-    if (wrong !== null) throw new Error(`the guest says: ${wrong[0]}`);
     found = answer.exec(text.slice(from));
-    return found !== null;
+    return found !== null || /^wrong .*\r?\n/m.test(text.slice(from));
   };
-  await guest.console.until(String(answer), look, MOVE_LIMIT_MS);
-  return found!;
+  try {
+    await guest.console.until(String(answer), look, MOVE_LIMIT_MS);
+  } catch (error) {
+    throw new Error(`${(error as Error).message}; its console: ${guest.console.text.slice(-1500)}`, { cause: error });
+  }
+  if (found === null) throw new Error(`the guest says: ${/^wrong .*/m.exec(guest.console.text)?.[0]}`);
+  return found;
 }
 
 /** Types and waits for the answer. */
