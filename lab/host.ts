@@ -99,7 +99,8 @@ export class LabHost {
     const qemu = spawn(
       findProgram('setpriv') ?? 'setpriv',
       ['--pdeathsig', 'KILL', findProgram('qemu-system-x86_64') ?? 'qemu-system-x86_64', ...qemuArguments(plan)],
-      { stdio: ['ignore', log, log] },
+      // A process group of its own: a terminal's Ctrl-C is the owner's to answer, who closes the lab in his order.
+      { stdio: ['ignore', log, log], detached: true },
     );
     const how = { text: null as string | null };
     const ended = new Promise<string>((resolve) => {

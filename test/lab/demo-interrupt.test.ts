@@ -40,6 +40,7 @@ describe.skipIf(unavailable !== null)('ferry demo, interrupted', () => {
       env: environment(),
       stdio: ['ignore', 'inherit', 'pipe'],
       cwd: repoRoot(),
+      detached: true,
     });
     demo = child;
     said = '';
@@ -82,7 +83,8 @@ describe.skipIf(unavailable !== null)('ferry demo, interrupted', () => {
     const child = await demoUntil(word);
     await sleep(laterMs);
     expect(qemus().length).toBeGreaterThan(0);
-    child.kill('SIGINT');
+    // To the whole group, as a terminal does; and again, as npm does.
+    process.kill(-child.pid!, 'SIGINT');
     await sleep(10);
     child.kill('SIGINT');
     expect(await exitOf(child), said).toBe(1);
