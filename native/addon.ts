@@ -168,6 +168,7 @@ export interface KvmNode {
     arg: number | Uint8Array,
     patches?: readonly Patch[],
   ): Promise<number>;
+  /** hugePages: transparent huge pages at the first touch, where the host lets us (a tmpfs mount of our own needs CAP_SYS_ADMIN). */
   createRam(size: number, options: { hugePages: boolean; populate: boolean }): GuestRam;
   mapFd(fd: number, offset: number, size: number, writable: boolean): HostMapping;
   createBitmap(pages: number): PageBitmap;

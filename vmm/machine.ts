@@ -100,7 +100,7 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const addon = kvmNode();
   const { vm } = basis;
   const prepared = basis.prepared?.take(config.memory) ?? null;
-  const ram = prepared ?? addon.createRam(config.memory, { hugePages: false, populate: false });
+  const ram = prepared ?? addon.createRam(config.memory, { hugePages: true, populate: false });
   undo.push(() => ram.close());
   if (config.preallocate && prepared === null) await ram.populate(0, config.memory);
   const memory = new Memory(addon, vm.slots, ram, vm.abilities.memorySlots);

@@ -10,7 +10,7 @@ export class PreparedRam {
   }
 
   static async of(size: number): Promise<PreparedRam> {
-    const ram = kvmNode().createRam(size, { hugePages: false, populate: false });
+    const ram = kvmNode().createRam(size, { hugePages: true, populate: false });
     try {
       await ram.populate(0, size);
     } catch (error) {

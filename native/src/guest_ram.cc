@@ -15,6 +15,7 @@
 #include "addon.h"
 #include "async_task.h"
 #include "errors.h"
+#include "ram_file.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -242,23 +243,23 @@ Napi::Value CreateRam(const Napi::CallbackInfo& info) {
   if (*size == 0 || *size % kPage != 0) return ThrowRange(env, "RAM size must be a multiple of 4096 and not 0");
   bool hugePages = PropertyOf(info[1], "hugePages").ToBoolean();
   bool populate = PropertyOf(info[1], "populate").ToBoolean();
-  int fd = memfd_create("ferry-ram", MFD_CLOEXEC);
+  int fd = OpenRamFile(hugePages);
   if (fd < 0) return ThrowSys(env, "memfd_create", errno);
-  void* base = MAP_FAILED;
-  const char* failed = nullptr;
   if (ftruncate(fd, static_cast<off_t>(*size)) != 0) {
-    failed = "ftruncate(memfd)";
-  } else if ((base = mmap(nullptr, *size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)) == MAP_FAILED) {
-    failed = "mmap(memfd)";
-  }
-  if (failed != nullptr) {
     int err = errno;
     ::close(fd);
-    return ThrowSys(env, failed, err);
+    return ThrowSys(env, "ftruncate(memfd)", err);
+  }
+  void* base = MapRam(fd, *size);
+  if (base == MAP_FAILED) {
+    int err = errno;
+    ::close(fd);
+    return ThrowSys(env, "mmap(memfd)", err);
   }
   auto mapping = std::make_shared<Mapping>(fd, static_cast<uint8_t*>(base), *size);
   madvise(base, *size, MADV_DONTDUMP);
-  if (hugePages && madvise(base, *size, MADV_HUGEPAGE) != 0) return ThrowSys(env, "madvise(MADV_HUGEPAGE)", errno);
+  // Fails only where the kernel has no huge pages at all, which is no reason not to run.
+  if (hugePages) madvise(base, *size, MADV_HUGEPAGE);
   if (populate && madvise(base, *size, MADV_POPULATE_WRITE) != 0) {
     return ThrowSys(env, "madvise(MADV_POPULATE_WRITE)", errno);
   }

@@ -76,6 +76,23 @@ describe('GuestRam', () => {
     huge.close();
   });
 
+  it('hugePages: one page touched backs all 2 MiB around it, and the mount it takes is nowhere to be seen', (context) => {
+    const mounts = readFileSync('/proc/self/mounts', 'utf8');
+    const ram = kvm.createRam(8 * MiB, { hugePages: true, populate: false });
+    const map = readFileSync('/proc/self/maps', 'utf8').match(
+      /^([0-9a-f]+)-.* (\/ferry-ram|\/memfd:ferry-ram) \(deleted\)$/m,
+    );
+    expect(Number.parseInt(map?.[1] ?? '1', 16) % (2 * MiB)).toBe(0);
+    expect(readFileSync('/proc/self/mounts', 'utf8')).toBe(mounts);
+    ram.copyIn(3 * MiB, Uint8Array.of(1));
+    const resident = ram.resident();
+    ram.close();
+    if (map?.[2] !== '/ferry-ram') context.skip('no tmpfs mount of our own without CAP_SYS_ADMIN');
+    if (/\[never\]/.test(readFileSync('/sys/kernel/mm/transparent_hugepage/enabled', 'utf8')))
+      context.skip('this host has huge pages switched off');
+    expect(resident).toBe(2 * MiB);
+  });
+
   it('hashes contents, not addresses: equal contents agree, one flipped bit or another length does not', async () => {
     const [a, b] = [kvm.createRam(MiB, plain), kvm.createRam(2 * MiB, plain)];
     a.copyIn(77, Uint8Array.of(1, 2, 3));
