@@ -26,7 +26,7 @@ export function copyIn(path: string, dir: string): string {
 
 /** What an installed Ferry consists of. The repository itself is mounted in the lab host without a cache, which no installation is. */
 export function copyFerry(root: string, dir: string): string {
-  for (const file of ['bin/ferry', 'dist/ferry.cjs', 'build/Release/kvm_node.node']) {
+  for (const file of ['bin/ferry', 'dist/ferry.cjs', 'dist/ferry.bytecode', 'build/Release/kvm_node.node']) {
     mkdirSync(dirname(join(dir, file)), { recursive: true });
     copyFileSync(join(root, file), join(dir, file));
   }

@@ -4,27 +4,30 @@ import type { MigrationDoor } from '../control/migration-door.ts';
 import { QmpServer } from '../control/qmp-server.ts';
 import { VmSession } from '../control/vm-session.ts';
 import type { MigrationOutcome, ReceiveHost } from '../migration/api.ts';
-import { receiveFrom } from '../migration/destination.ts';
-import { migrateTo } from '../migration/source.ts';
-import { connectPeer, listenForPeer } from '../migration/transport/uri.ts';
+import { StateError } from '../native/errno.ts';
 import type { Machine } from '../vmm/api.ts';
-import { checkCpuContract } from '../vmm/cpu-contract.ts';
-import { buildForIncoming } from '../vmm/machine.ts';
 import type { PreparedRam } from '../vmm/prepared-ram.ts';
 
 /** After a move `ferry migrate` still reads how it went; then this process ends. Milliseconds. */
 const LINGER_MS = 3000;
 
+/** The migration room, loaded when it is first needed: a guest that never moves need not wait for it at its start. */
 function doorWith(prepared: PreparedRam | null): MigrationDoor {
+  let opened: MigrationDoor | null = null;
+  const open = async (): Promise<MigrationDoor> => {
+    opened ??= (await import('./migration-room.ts')).openMigrationRoom(prepared);
+    return opened;
+  };
+  // A channel comes from connect() or listen(), so the room is open by then.
+  const room = (): MigrationDoor => {
+    if (opened === null) throw new StateError('the migration room is not open yet');
+    return opened;
+  };
   return {
-    connect: connectPeer,
-    listen: listenForPeer,
-    migrateTo,
-    receiveFrom: (peer, host) =>
-      receiveFrom(peer, host, {
-        buildForIncoming: (config, cpu, machineHost) => buildForIncoming(config, cpu, machineHost, prepared),
-        checkCpuContract,
-      }),
+    connect: async (uri) => (await open()).connect(uri),
+    listen: async (uri) => (await open()).listen(uri),
+    migrateTo: (machine, peer, options) => room().migrateTo(machine, peer, options),
+    receiveFrom: (peer, host) => room().receiveFrom(peer, host),
   };
 }
 

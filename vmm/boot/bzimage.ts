@@ -1,11 +1,7 @@
 // Takes a bzImage apart: setup header, and the compressed vmlinux in it. Unpacks the payload with the Debian tool of its format into the
 // cache (kernel-cache.ts), so that the machine can start the vmlinux directly. Called by load.ts.
 // Spec: Documentation/arch/x86/boot.rst (setup_header; payload_offset, payload_length since protocol 2.08).
-import { spawn } from 'node:child_process';
 import type { FileHandle } from 'node:fs/promises';
-import { Writable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
-import { createGunzip } from 'node:zlib';
 import { VmmError } from '../../native/errno.ts';
 
 const BOOT_FLAG = 0xaa55;
@@ -110,6 +106,11 @@ export async function unpackVmlinux(file: FileHandle, header: BzImageHeader): Pr
 }
 
 async function decompress(format: Format, payload: Buffer, size: number): Promise<Buffer | { note: string }> {
+  // Only the first start of a kernel comes here; the others need not load these.
+  const { spawn } = await import('node:child_process');
+  const { Writable } = await import('node:stream');
+  const { pipeline } = await import('node:stream/promises');
+  const { createGunzip } = await import('node:zlib');
   const out = Buffer.allocUnsafe(size);
   let filled = 0;
   const sink = new Writable({

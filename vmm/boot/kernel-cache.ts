@@ -1,7 +1,6 @@
 // Unpacked kernels on disk, by the SHA-256 of the bzImage: <cache>/vmlinux-1-<hash> (1: the form that compact-elf.ts gives them). A second name made of the
 // file's identity (size, inode, mtime, ctime) points at it, so that a warm start neither reads nor hashes the bzImage.
 // Entries appear by rename(2), whole or not at all. A cache that cannot be written is only slower. Called by load.ts.
-import { createHash, randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, lstat, mkdir, open, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
@@ -40,6 +39,8 @@ async function openOwn(path: string): Promise<FileHandle | null> {
 }
 
 export async function contentHash(file: FileHandle): Promise<string> {
+  // A warm start has no use for it, and it takes as long to load as all of this file's work.
+  const { createHash } = await import('node:crypto');
   const hash = createHash('sha256');
   const chunk = Buffer.allocUnsafe(2 ** 20);
   for (let at = 0; ; ) {
@@ -73,7 +74,7 @@ export async function findVmlinux(cacheDir: string, bzImage: FileHandle): Promis
 
 /** Puts it there and opens it. Null when the cache cannot be written. */
 export async function storeVmlinux(cacheDir: string, bzImage: FileHandle, vmlinux: Buffer): Promise<FileHandle | null> {
-  const temporary = join(cacheDir, `.new-${process.pid}-${randomBytes(6).toString('hex')}`);
+  const temporary = join(cacheDir, `.new-${process.pid}-${process.hrtime.bigint()}`);
   try {
     await mkdir(cacheDir, { recursive: true, mode: 0o700 });
     const hash = await contentHash(bzImage);
@@ -94,7 +95,7 @@ async function discard(temporary: string): Promise<void> {
 }
 
 async function link(cacheDir: string, key: string, hash: string): Promise<void> {
-  const temporary = join(cacheDir, `.new-${process.pid}-${randomBytes(6).toString('hex')}`);
+  const temporary = join(cacheDir, `.new-${process.pid}-${process.hrtime.bigint()}`);
   try {
     await symlink(name(hash), temporary);
     await rename(temporary, join(cacheDir, `by-file-${key}`));
