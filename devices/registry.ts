@@ -121,11 +121,18 @@ function propertyProblem(property: string, spec: unknown): string | null {
   return null;
 }
 
+/** Handed to the bundle by bin/ferry: a script that runs from kept bytecode has no import() of its own (node:vm). */
+declare const importFile: ((url: string) => Promise<Record<string, unknown>>) | undefined;
+
+function importModule(url: string): Promise<Record<string, unknown>> {
+  return typeof importFile === 'undefined' ? import(url) : importFile(url);
+}
+
 async function importDefault(file: string): Promise<unknown> {
   if (!existsSync(file)) throw pluginError(file, 'there is no such file');
   let module: Record<string, unknown>;
   try {
-    module = (await import(pathToFileURL(file).href)) as Record<string, unknown>;
+    module = await importModule(pathToFileURL(file).href);
   } catch (error) {
     throw pluginError(file, oneLine(error), error);
   }

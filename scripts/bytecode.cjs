@@ -2,10 +2,10 @@
 // a process of its own. Where there is no /dev/kvm the start fails half-way, and the bytecode is of what ran until then.
 // Spec: Multiboot 0.6.96, section 3.1; ELF gABI.
 const { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } = require('node:fs');
-const Module = require('node:module');
+const { createRequire } = require('node:module');
 const { tmpdir } = require('node:os');
 const { dirname, join, resolve } = require('node:path');
-const { Script, constants } = require('node:vm');
+const { Script } = require('node:vm');
 
 const LOAD_AT = 0x100000;
 const HEADER = 52 + 32;
@@ -37,8 +37,9 @@ function kernel() {
 
 const filename = resolve('dist/ferry.cjs');
 const source = readFileSync(filename, 'latin1');
-const options = { filename, importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER };
-const script = new Script(Module.wrap(source), options);
+// The very text that bin/ferry compiles.
+const wrapped = `(function (exports, require, module, __filename, __dirname, importFile) {${source}\n})`;
+const script = new Script(wrapped, { filename });
 const dir = mkdtempSync(join(tmpdir(), 'ferry-bytecode-'));
 writeFileSync(join(dir, 'kernel'), kernel());
 
@@ -64,4 +65,4 @@ process.argv = [
   '--serial',
   'none',
 ];
-script.runInThisContext()(exports, Module.createRequire(filename), module, filename, dirname(filename));
+script.runInThisContext()(exports, createRequire(filename), module, filename, dirname(filename), (url) => import(url));

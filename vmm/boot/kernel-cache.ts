@@ -25,6 +25,11 @@ async function identity(file: FileHandle): Promise<string | null> {
   return `${s.dev}-${s.ino}-${s.size}-${s.mtimeNs}-${s.ctimeNs}`;
 }
 
+/** SHA-256. Its module loads crypto, which takes longer than all that a warm start does here. */
+async function hashOf(file: FileHandle): Promise<string> {
+  return (await import('./content-hash.ts')).contentHash(file);
+}
+
 /** Opened for reading, or null when it is not there or is not ours: in a shared cache another user's file must not become a kernel. */
 async function openOwn(path: string): Promise<FileHandle | null> {
   try {
@@ -35,19 +40,6 @@ async function openOwn(path: string): Promise<FileHandle | null> {
     return null;
   } catch {
     return null;
-  }
-}
-
-export async function contentHash(file: FileHandle): Promise<string> {
-  // A warm start has no use for it, and it takes as long to load as all of this file's work.
-  const { createHash } = await import('node:crypto');
-  const hash = createHash('sha256');
-  const chunk = Buffer.allocUnsafe(2 ** 20);
-  for (let at = 0; ; ) {
-    const { bytesRead } = await file.read(chunk, 0, chunk.length, at);
-    if (bytesRead === 0) return hash.digest('hex');
-    hash.update(chunk.subarray(0, bytesRead));
-    at += bytesRead;
   }
 }
 
@@ -66,7 +58,7 @@ export async function findVmlinux(cacheDir: string, bzImage: FileHandle): Promis
       // Not there yet.
     }
   }
-  const hash = await contentHash(bzImage);
+  const hash = await hashOf(bzImage);
   const found = await openOwn(join(cacheDir, name(hash)));
   if (found !== null && key !== null) await link(cacheDir, key, hash);
   return found;
@@ -77,7 +69,7 @@ export async function storeVmlinux(cacheDir: string, bzImage: FileHandle, vmlinu
   const temporary = join(cacheDir, `.new-${process.pid}-${process.hrtime.bigint()}`);
   try {
     await mkdir(cacheDir, { recursive: true, mode: 0o700 });
-    const hash = await contentHash(bzImage);
+    const hash = await hashOf(bzImage);
     await writeFile(temporary, vmlinux, { mode: 0o600, flag: 'wx' });
     await rename(temporary, join(cacheDir, name(hash)));
     const key = await identity(bzImage);

@@ -7,7 +7,7 @@ import type { GpaRange, GuestMemory } from '../../devices/contract.ts';
 import { VmmError } from '../../native/errno.ts';
 import { writeAcpi } from '../acpi/tables.ts';
 import type { BootConfig } from '../api.ts';
-import { type BzImageHeader, isBzImage, parseBzImage, unpackVmlinux } from './bzimage.ts';
+import { type BzImageHeader, isBzImage, parseBzImage } from './bzimage.ts';
 import { compactElf } from './compact-elf.ts';
 import { type ElfImage, isElf, parseElf, pvhEntry } from './elf.ts';
 import type { InitrdFile } from './initrd.ts';
@@ -169,6 +169,7 @@ async function judgeBzImage(file: FileHandle, path: string, head: Uint8Array, ju
 async function vmlinuxOf(file: FileHandle, header: BzImageHeader, judging: Judging): Promise<FileHandle | null> {
   const cached = await findVmlinux(judging.cacheDir, file);
   if (cached !== null) return cached;
+  const { unpackVmlinux } = await import('./unpack.ts');
   const vmlinux = await unpackVmlinux(file, header);
   if (!Buffer.isBuffer(vmlinux)) {
     judging.notes.push(vmlinux.note);

@@ -2,7 +2,6 @@
 // when it is missing, damaged or another's. (V8 itself compares only the length of the source.)
 import { execFileSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import Module from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Script } from 'node:vm';
@@ -16,7 +15,8 @@ copyFileSync('bin/ferry', join(dir, 'bin/ferry'));
 
 const bundle = (word: string, id: string) => `process.stdout.write((() => "${word}")());//# build=${id.repeat(32)}`;
 const bytecodeOf = (source: string): Buffer => {
-  const script = new Script(Module.wrap(source), { filename: join(dir, 'dist/ferry.cjs') });
+  const wrapped = `(function (exports, require, module, __filename, __dirname, importFile) {${source}\n})`;
+  const script = new Script(wrapped, { filename: join(dir, 'dist/ferry.cjs') });
   return Buffer.concat([Buffer.from(source.slice(-32)), script.createCachedData()]);
 };
 function run(source: string, bytecode: Buffer | null): string {
@@ -37,6 +37,10 @@ describe('bin/ferry', () => {
     // The danger is real: under its own name that bytecode would be taken.
     const disguised = Buffer.concat([Buffer.from('b'.repeat(32)), bytecodeOf(one).subarray(32)]);
     expect(run(bundle('two', 'b'), disguised)).toBe('one');
+  });
+  it('lets code that runs from bytecode import a module', () => {
+    const source = `importFile("node:os").then(({ EOL }) => process.stdout.write(typeof EOL))//# build=${'c'.repeat(32)}`;
+    expect(run(source, bytecodeOf(source))).toBe('string');
   });
   it('compiles the bundle when the bytecode is damaged', () => {
     expect(run(one, Buffer.from(`${'a'.repeat(32)}garbage`))).toBe('one');
