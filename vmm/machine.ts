@@ -32,8 +32,6 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
     const boot = config.boot === null ? null : await openBoot(config.boot);
     if (boot !== null) undo.push(() => boot.close());
     const vm = await openVm(config, boot, undo);
-    // Not before: a host that is refused gets one line.
-    for (const note of boot?.notes ?? []) host.log.warn({}, note);
     // kvm-unit-tests' guests end through it (facts: boot-peers).
     const debugExit = config.debugExit || boot?.kind === 'multiboot';
     const { machine, memory, processors } = await assemble(
@@ -42,6 +40,8 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
       { vm, boot, contract: null, prepared: null },
       undo,
     );
+    // Not before: a host or a device that is refused gets one line.
+    for (const note of boot?.notes ?? []) host.log.warn({}, note);
     if (boot !== null) {
       const loaded = await boot.load({ memory, cpus: config.cpus, fresh: true });
       processors.boot(loaded);
