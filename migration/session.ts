@@ -37,6 +37,8 @@ export interface SourceSession {
   pausedAt: number;
   /** From the last section on its way to PONG received: transit and the destination's load, which its report tells apart. */
   answerWaitMs: number;
+  /** When the last PONG had been taken, on performance.now(): the hand-over counts from there. */
+  answeredAt: number;
   /** PINGs of keepTalking() so far. */
   alivePings: number;
   interruptsDetached: boolean;

@@ -32,8 +32,6 @@ class SourceMigration implements Migration {
   #handedOver = false;
   #ended = false;
   #resets: { remove(): void } | null = null;
-  /** When the last PONG was in, on performance.now(). */
-  #answeredAt = 0;
 
   constructor(machine: Machine, peer: Channel, options: MigrateOptions) {
     this.#session = {
@@ -53,6 +51,7 @@ class SourceMigration implements Migration {
       stateBefore: null,
       pausedAt: 0,
       answerWaitMs: 0,
+      answeredAt: 0,
       alivePings: 0,
       interruptsDetached: false,
       trackingOn: false,
@@ -113,7 +112,6 @@ class SourceMigration implements Migration {
       // No turn of the loop between this check and the hand-over: a cancel is either in time or refused.
       session.stop.check();
       this.#handedOver = true;
-      this.#answeredAt = performance.now();
     } catch (thrown) {
       silenceOver();
       return this.#goBack(asError(thrown));
@@ -280,9 +278,9 @@ class SourceMigration implements Migration {
    * about them, which is long where a busy host's process must first be woken.
    */
   #attributeDestination(): void {
-    const { report, returns, answerWaitMs, pausedAt } = this.#session;
+    const { report, returns, answerWaitMs, pausedAt, answeredAt } = this.#session;
     const loadMs = Math.min(returns.report?.loadMs ?? answerWaitMs, answerWaitMs);
-    const handOverMs = pausedAt + report.downtimeMs - this.#answeredAt;
+    const handOverMs = pausedAt + report.downtimeMs - answeredAt;
     const resumeMs = Math.min(returns.report?.resumeMs ?? 0, handOverMs);
     report.add('load', loadMs);
     report.add('resume', resumeMs);

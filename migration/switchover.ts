@@ -164,7 +164,10 @@ export class SwitchOver {
     for (const { name, part } of SWITCH_OVER) {
       const end = ends.get(name);
       if (end === undefined || part === null) continue;
-      if (name === 'awaitPong') this.#session.answerWaitMs = end.to - covered;
+      if (name === 'awaitPong') {
+        this.#session.answerWaitMs = end.to - covered;
+        this.#session.answeredAt = end.to;
+      }
       let to = end.to;
       if (name === 'sendRest') to = Math.max(to, returns.pongAt(PING.ramArrived) ?? to);
       if (name === 'drainDevices') to = Math.max(to, returns.pongAt(PING.deviceDataArrived) ?? to);

@@ -1,6 +1,7 @@
 // One Debian guest with edu passed through, its workload at work, goes there and back between two lab hosts: with the device's DMA log, without
-// it, then twenty times in a row from ever other phases of a running DMA. main-job.md: report.json, the guest's workload, DMA phases; issue 2,
+// it, then twenty times in a row from other phases of a running DMA. main-job.md: report.json, the guest's workload, DMA phases; issue 2,
 // "Done when" 1 and 3. What counts is the workload's own word over all consoles that it had. edu is bound once on each side.
+import { availableParallelism, loadavg } from 'node:os';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { demoFaults, demoReport } from '../../cli/demo-report.ts';
 import { faultsOf, judge } from '../../images/guest/verdict.ts';
@@ -46,7 +47,7 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
     await new Promise((resolve) => setTimeout(resolve, phaseMs));
     const { code, outcome, stderr } = await pair.migrate(from, to, args);
     expect(code, stderr).toBe(0);
-    await pair.ticksOn(to, 20);
+    await pair.ticksOn(to, 25);
     lives.push(to);
     const outerGapMs = (to.console.firstTickAt ?? Number.NaN) - (from.console.lastTickAt ?? Number.NaN);
     const leg = { outcome: outcome!, outerGapMs, stderr };
@@ -54,8 +55,8 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
     return leg;
   }
 
-  /** The rules that need no verdict: those of the report. `quiet`: also the one that a busy machine can break. */
-  function reportFaults(leg: Leg, deviceLog: boolean, quiet: boolean): string[] {
+  /** The rules that need no verdict: those of the report. */
+  function reportFaults(leg: Leg, deviceLog: boolean): string[] {
     const verdict = judge(lives.map(({ console }) => console.text));
     const report = demoReport({
       verdict,
@@ -64,7 +65,9 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
       outerGapMs: leg.outerGapMs,
       exitCode: 0,
     });
-    if (quiet) console.log(JSON.stringify(report.migration), JSON.stringify(report.dirty));
+    // How long the ticks paused as seen from outside says something of the migration only where nobody else wants the CPUs.
+    const quiet = loadavg()[0]! <= availableParallelism() + 1;
+    if (!quiet) console.log(`not judged: the gap seen from outside (load average ${loadavg()[0]})`);
     const { downtimeMs } = report.migration;
     const judged = quiet ? report : { ...report, migration: { ...report.migration, outerGapMs: downtimeMs } };
     return demoFaults(judged, deviceLog);
@@ -72,7 +75,7 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
 
   it('with the device log: the report keeps the rules of the demo', async () => {
     const leg = await move(['--downtime-limit', '1500'], 0);
-    expect(reportFaults(leg, true, true)).toEqual([]);
+    expect(reportFaults(leg, true)).toEqual([]);
     expect(leg.outcome.report.dirty.container).toBeNull();
     // What `ferry migrate` shows while the first round goes on: how fast it goes.
     expect(leg.stderr).toMatch(/round 1 .* [1-9][\d.]* [KM]iB\/s/);
@@ -81,7 +84,7 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
 
   it('without it: the container says what is dirty, and the longer downtime is announced before the first page', async () => {
     const leg = await move(['--downtime-limit', '60000', '--no-device-log'], 0);
-    expect(reportFaults(leg, false, true)).toEqual([]);
+    expect(reportFaults(leg, false)).toEqual([]);
     const pages = 256 * 256;
     // type1 reports every mapped page of an IOMMU-backed device, so one query is all of RAM (vfio-migration.md).
     expect(leg.outcome.report.dirty.container).toBe(pages);
@@ -96,9 +99,9 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
   it(`${MOVES} times in a row, from ${PHASES} phases of a running DMA`, async () => {
     for (let n = 0; n < MOVES; n++) {
       const leg = await move(['--downtime-limit', '1500'], (n % PHASES) * PHASE_MS);
-      expect(reportFaults(leg, true, false), `move ${n + 1}`).toEqual([]);
+      expect(reportFaults(leg, true), `move ${n + 1}`).toEqual([]);
     }
-    const row = legs.slice(-MOVES).map(({ outcome, outerGapMs }) => {
+    const row = legs.map(({ outcome, outerGapMs }) => {
       const { downtimeMs, downtime } = outcome.report;
       return `${Math.round(downtimeMs)} (stop ${Math.round(downtime.stop)}, seen ${Math.round(outerGapMs)})`;
     });
