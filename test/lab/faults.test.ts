@@ -12,8 +12,8 @@ if (unavailable !== null) console.log(`skipped: faults: ${unavailable}`);
 
 /** Few dirty pages, so that a move takes little time; the demo's limit. */
 const APPEND = 'writer=8M rate=1M';
-/** By our own watch, or by the kernel's (TCP_USER_TIMEOUT, keep-alive), whichever comes first. */
-const SILENCE = /nothing moved between the hosts for 30 s|the peer has been silent for too long/;
+/** By our own watch, or by the kernel's (TCP_USER_TIMEOUT, keep-alive, ARP), whichever comes first. */
+const SILENCE = /nothing moved between the hosts for 30 s|the peer has been silent for too long|EHOSTUNREACH/;
 const LIMIT = ['--downtime-limit', '1500'];
 
 describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', () => {
