@@ -14,8 +14,9 @@ import { Vm } from './vm.ts';
 const TSC_TOLERANCE_PPM = 250;
 
 /** The CPUID of this host's guests; the same for each vCPU but for its APIC ids. */
-export function hostCpuid(addon: KvmNode, vm: Vm, cpus: number): CpuidEntry[] {
-  return guestCpuid(supportedCpuid(addon, vm.kvm), { cpus, tscDeadlineTimer: vm.abilities.tscDeadlineTimer });
+export function hostCpuid(addon: KvmNode, vm: Vm, options: { cpus: number; xsave: boolean }): CpuidEntry[] {
+  const { tscDeadlineTimer } = vm.abilities;
+  return guestCpuid(supportedCpuid(addon, vm.kvm), { ...options, tscDeadlineTimer });
 }
 
 /** `vcpu` has its CPUID already: which MSRs there are depends on it. */
@@ -34,7 +35,8 @@ export function checkCpuContract(wanted: CpuContract, addon: KvmNode = kvmNode()
   const vm = new Vm(addon);
   let vcpu: number | null = null;
   try {
-    const cpuid = hostCpuid(addon, vm, 1);
+    // What the probe would take away a guest from elsewhere cannot do without.
+    const cpuid = hostCpuid(addon, vm, { cpus: 1, xsave: true });
     vcpu = addon.ioctl('KVM_CREATE_VCPU', vm.fd, KVM_CREATE_VCPU, 0);
     setCpuid(addon, vcpu, cpuid);
     const here = readContract(addon, vm, vcpu, cpuid);

@@ -31,13 +31,13 @@ export async function buildMachine(config: MachineConfig, host: MachineHost): Pr
   try {
     const boot = config.boot === null ? null : await openBoot(config.boot);
     if (boot !== null) undo.push(() => boot.close());
-    const vm = await openVm(config, boot, undo);
+    const { vm, xsave } = await openVm(config, boot, undo);
     // kvm-unit-tests' guests end through it (facts: boot-peers).
     const debugExit = config.debugExit || boot?.kind === 'multiboot';
     const { machine, memory, processors } = await assemble(
       { ...config, debugExit },
       host,
-      { vm, boot, contract: null, prepared: null },
+      { vm, boot, contract: null, xsave, prepared: null },
       undo,
     );
     // Not before: a host or a device that is refused gets one line.
@@ -65,7 +65,7 @@ export async function buildForIncoming(
   try {
     const vm = new Vm(kvmNode());
     undo.push(() => vm.close());
-    return (await assemble(config, host, { vm, boot: null, contract: cpu, prepared }, undo)).machine;
+    return (await assemble(config, host, { vm, boot: null, contract: cpu, xsave: true, prepared }, undo)).machine;
   } catch (error) {
     await unwind(undo);
     throw error;
@@ -78,21 +78,22 @@ async function unwind(undo: Undo): Promise<void> {
   for (const step of undo.reverse()) await step();
 }
 
-async function openVm(config: MachineConfig, boot: BootImage | null, undo: Undo): Promise<Vm> {
+async function openVm(config: MachineConfig, boot: BootImage | null, undo: Undo): Promise<{ vm: Vm; xsave: boolean }> {
   const addon = kvmNode();
   const vm = new Vm(addon);
   undo.push(() => vm.close());
-  if (boot === null || boot.kind === 'multiboot') return vm;
-  const cpuid = encodeCpuid(cpuidOfVcpu(hostCpuid(addon, vm, config.cpus), 0));
-  const weakness = await probeKvm(addon, vm.kvm, cpuid);
+  if (boot === null || boot.kind === 'multiboot') return { vm, xsave: true };
+  const cpuid = encodeCpuid(cpuidOfVcpu(hostCpuid(addon, vm, { cpus: config.cpus, xsave: true }), 0));
+  const { weakness, xsave } = await probeKvm(addon, vm.kvm, cpuid);
   if (weakness !== null) throw new VmmError('kvm-too-weak', weakness);
-  return vm;
+  return { vm, xsave };
 }
 
 interface Basis {
   readonly vm: Vm;
   readonly boot: BootImage | null;
   readonly contract: CpuContract | null;
+  readonly xsave: boolean;
   readonly prepared: PreparedRam | null;
 }
 
@@ -131,7 +132,7 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const bus = new Bus(loop, reservedRanges(config.memory));
   const irq = new Interrupts(addon, vm.fd, vm.abilities.gsis);
   irq.commit();
-  const processors = new Processors(addon, vm, loop, config, basis.contract);
+  const processors = new Processors(addon, vm, loop, config, basis);
   const requests = new GuestRequests(
     (vcpu) => processors.rip(vcpu),
     () => machine.serveSoon(),

@@ -16,6 +16,13 @@ interface StoppedClock {
   readonly at: bigint;
 }
 
+export interface CpuBasis {
+  /** The source's, at the destination of a migration; null: this host's. */
+  readonly contract: CpuContract | null;
+  /** This host's KVM can give its guests XSAVE (probe.ts). */
+  readonly xsave: boolean;
+}
+
 export class Processors {
   readonly contract: CpuContract;
   readonly vcpus: readonly Vcpu[];
@@ -26,11 +33,11 @@ export class Processors {
   readonly #powerOn: CoreState;
   #stopped: StoppedClock | null = null;
 
-  /** `contract`: the source's, at the destination of a migration; null: this host's. */
-  constructor(addon: KvmNode, vm: Vm, loop: VcpuLoop, config: MachineConfig, contract: CpuContract | null) {
+  constructor(addon: KvmNode, vm: Vm, loop: VcpuLoop, config: MachineConfig, basis: CpuBasis) {
+    const { contract, xsave } = basis;
     this.#addon = addon;
     this.#clockPolicy = config.clock;
-    const cpuid = contract?.cpuid ?? hostCpuid(addon, vm, config.cpus);
+    const cpuid = contract?.cpuid ?? hostCpuid(addon, vm, { cpus: config.cpus, xsave });
     this.vcpus = Array.from({ length: config.cpus }, (_, index) => loop.addVcpu(vm.fd, index, vm.runSize));
     for (const vcpu of this.vcpus) setCpuid(addon, vcpu.fd, cpuidOfVcpu(cpuid, vcpu.index));
     const here = readContract(addon, vm, this.vcpus[0]!.fd, cpuid);

@@ -110,7 +110,7 @@ describe('a running guest moved between two machines', () => {
 function bare(cpus: number): CoreParts {
   const vm = new Vm(addon);
   undo.push(() => vm.close());
-  const cpuid = hostCpuid(addon, vm, cpus);
+  const cpuid = hostCpuid(addon, vm, { cpus, xsave: true });
   const vcpus = Array.from({ length: cpus }, (_, index) => {
     const fd = addon.ioctl('KVM_CREATE_VCPU', vm.fd, KVM_CREATE_VCPU, index);
     undo.push(() => addon.closeFd(fd));
@@ -216,7 +216,7 @@ describe('CpuContract', () => {
   it('this host fits itself; what it lacks is named', () => {
     const vm = new Vm(addon);
     undo.push(() => vm.close());
-    const cpuid = hostCpuid(addon, vm, 1);
+    const cpuid = hostCpuid(addon, vm, { cpus: 1, xsave: true });
     const fd = addon.ioctl('KVM_CREATE_VCPU', vm.fd, KVM_CREATE_VCPU, 0);
     undo.push(() => addon.closeFd(fd));
     setCpuid(addon, fd, cpuid);

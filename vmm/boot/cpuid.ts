@@ -10,6 +10,8 @@ export interface CpuidOptions {
   readonly cpus: number;
   /** KVM_CAP_TSC_DEADLINE_TIMER: KVM_GET_SUPPORTED_CPUID does not report the bit itself (KVM api.rst). */
   readonly tscDeadlineTimer: boolean;
+  /** KVM knows what the guest sets in XCR0 (probe.ts). False: XSAVE and all that needs it is not offered. */
+  readonly xsave: boolean;
 }
 
 type Registers = Pick<CpuidEntry, 'eax' | 'ebx' | 'ecx' | 'edx'>;
@@ -38,6 +40,17 @@ const AMD_IMMOVABLE = bits(2, 23, 24, 28, 29);
 const AMD_CMP_LEGACY = bit(1);
 const INVARIANT_TSC = bit(8);
 
+/** What needs registers that only XSAVE saves, by leaf, subleaf and register: AVX and its kin, MPX, protection keys, AMX. */
+const NEEDS_XSAVE: readonly { leaf: number; index: number; register: keyof Registers; mask: number }[] = [
+  { leaf: 1, index: 0, register: 'ecx', mask: bits(12, 26, 28, 29) },
+  { leaf: 7, index: 0, register: 'ebx', mask: bits(5, 14, 16, 17, 21, 26, 27, 28, 30, 31) },
+  { leaf: 7, index: 0, register: 'ecx', mask: bits(1, 3, 4, 6, 9, 10, 11, 12, 14) },
+  { leaf: 7, index: 0, register: 'edx', mask: bits(2, 3, 8, 22, 23, 24, 25) },
+  { leaf: 7, index: 1, register: 'eax', mask: bits(4, 5, 21, 23) },
+  { leaf: 0x8000_0001, index: 0, register: 'ecx', mask: bits(11, 15, 16) },
+];
+const XSAVE_LEAF = 0xd;
+
 /** Leaves that describe what is not offered: monitor, PMU, SGX, processor trace, TSC and core frequencies of this host, LBRs, SVM, perfmon v2. */
 const EMPTY_LEAVES = new Set([0x5, 0xa, 0x12, 0x14, 0x15, 0x16, 0x1c, 0x8000_000a, 0x8000_0022]);
 
@@ -55,7 +68,20 @@ export function guestCpuid(supported: readonly CpuidEntry[], options: CpuidOptio
   const highest = supported.find((e) => e.function === 0)?.eax ?? 0;
   const kept = supported.filter((e) => !isReplaced(e.function)).map((e) => ({ ...e, ...judged(e, options, isAmd) }));
   const topology = [0xb, 0x1f].filter((leaf) => leaf <= highest).flatMap((leaf) => topologyLeaf(leaf, options.cpus));
-  return [...kept, ...topology, ...kvmLeaves(supported)];
+  const entries = [...kept, ...topology, ...kvmLeaves(supported)];
+  return options.xsave ? entries : withoutXsave(entries);
+}
+
+function withoutXsave(entries: readonly CpuidEntry[]): CpuidEntry[] {
+  return entries
+    .filter((e) => e.function !== XSAVE_LEAF)
+    .map((e) => {
+      const made = { ...e };
+      for (const { leaf, index, register, mask } of NEEDS_XSAVE) {
+        if (e.function === leaf && e.index === index) made[register] = without(e[register], mask);
+      }
+      return made;
+    });
 }
 
 /** The same with the APIC ids of vCPU `index` (initial APIC id, x2APIC id, AMD's extended id). */

@@ -53,8 +53,8 @@ const leaf = (entries: CpuidEntry[], fn: number, index = 0): CpuidEntry => {
 };
 
 describe('guest CPUID', () => {
-  const intel = guestCpuid(everything(INTEL), { cpus: 4, tscDeadlineTimer: true });
-  const amd = guestCpuid(everything(AMD), { cpus: 6, tscDeadlineTimer: false });
+  const intel = guestCpuid(everything(INTEL), { cpus: 4, tscDeadlineTimer: true, xsave: true });
+  const amd = guestCpuid(everything(AMD), { cpus: 6, tscDeadlineTimer: false, xsave: true });
 
   test('features that cannot move are not offered, whatever KVM offers', () => {
     for (const set of [intel, amd]) {
@@ -73,6 +73,16 @@ describe('guest CPUID', () => {
     for (const n of [0, 9, 13, 19, 20, 26, 28]) expect(has(leaf(intel, 1).ecx, n)).toBe(true); // SSE3, SSSE3, CX16, SSE4, XSAVE, AVX
     expect(leaf(intel, 0xd)).toEqual(leaf(everything(INTEL), 0xd));
     expect(leaf(intel, 6).eax).toBe(4);
+  });
+
+  test('where KVM does not hear of XCR0, neither XSAVE nor anything that needs it is offered, and nothing else is missing', () => {
+    const less = guestCpuid(everything(INTEL), { cpus: 4, tscDeadlineTimer: true, xsave: false });
+    expect(less.filter((e) => e.function === 0xd)).toEqual([]);
+    for (const n of [12, 26, 28, 29]) expect(has(leaf(less, 1).ecx, n), `1.ecx ${n}`).toBe(false);
+    for (const n of [5, 16, 31]) expect(has(leaf(less, 7).ebx, n), `7.ebx ${n}`).toBe(false);
+    for (const n of [0, 1, 9, 13, 19, 20, 25, 30]) expect(has(leaf(less, 1).ecx, n), `1.ecx ${n}`).toBe(true); // SSE to AES, RDRAND
+    const others = (set: CpuidEntry[]) => set.filter((e) => ![1, 7, 0xd, 0x8000_0001].includes(e.function));
+    expect(others(less)).toEqual(others(intel));
   });
 
   test('x2APIC and the hypervisor bit are set; TSC_DEADLINE follows KVM_CAP_TSC_DEADLINE_TIMER', () => {
@@ -101,7 +111,7 @@ describe('guest CPUID', () => {
   });
 
   test('one vCPU: no HTT, no shift', () => {
-    const one = guestCpuid(everything(INTEL), { cpus: 1, tscDeadlineTimer: true });
+    const one = guestCpuid(everything(INTEL), { cpus: 1, tscDeadlineTimer: true, xsave: true });
     expect(has(leaf(one, 1).edx, 28)).toBe(false);
     expect(leaf(one, 0xb, 1)).toMatchObject({ eax: 0, ebx: 1 });
   });
@@ -124,7 +134,7 @@ describe('guest CPUID', () => {
 
   test('the entries that were given are not changed, and every register is an unsigned 32-bit number', () => {
     const given = everything(AMD);
-    const made = guestCpuid(given, { cpus: 16, tscDeadlineTimer: true });
+    const made = guestCpuid(given, { cpus: 16, tscDeadlineTimer: true, xsave: true });
     expect(given).toEqual(everything(AMD));
     for (const e of made) {
       for (const r of [e.eax, e.ebx, e.ecx, e.edx]) expect(r >= 0 && r <= ALL && Number.isInteger(r)).toBe(true);
