@@ -55,7 +55,8 @@ interface QueryMigrate {
   readonly 'x-ferry'?: { readonly progress: MigrationProgress; readonly outcome: MigrationOutcome | null };
 }
 
-const POLL_MS = 100;
+// Each poll is some milliseconds of both processes on a small host, taken from the guest.
+const POLL_MS = 250;
 const DEFAULT_DOWNTIME_MS = 300;
 const ENDS = new Set(['completed', 'failed', 'cancelled']);
 
