@@ -110,9 +110,32 @@ function test(variant, folder, addon, files) {
   return status === 0 && found.length === 0;
 }
 
-/** Reports with a frame of ours. ThreadSanitizer also sees what Node's and vitest's own binaries do, without knowing their locks. */
+const ACCESS = /^\s*(?:Previous )?(?:atomic )?(?:read|write) of size/i;
+const FRAME = /^\s*#\d+ /;
+/** Frames of the sanitizer's runtime and of the standard library do work for whoever called them. */
+const BORROWED = /libtsan|\/c\+\+\/|libstdc\+\+|libc\.so/;
+
+/**
+ * Whether a report is about our code. ThreadSanitizer also sees what Node's and vitest's own binaries do, without knowing their locks, and
+ * such a race may well have happened below a call of ours: a data race is ours when we made one of the two accesses.
+ */
+function isOurs(report) {
+  if (!report.includes('WARNING: ThreadSanitizer: data race')) return report.includes('native/src/');
+  return report
+    .split(/\n\s*\n/)
+    .map((paragraph) => paragraph.split('\n').filter((line) => ACCESS.test(line) || FRAME.test(line)))
+    .filter((lines) => ACCESS.test(lines[0] ?? ''))
+    .some(
+      (lines) =>
+        lines
+          .slice(1)
+          .find((frame) => !BORROWED.test(frame))
+          ?.includes('native/src/') === true,
+    );
+}
+
 function ours(text) {
-  return text.split(/^={10,}$/m).filter((report) => report.includes('native/src/'));
+  return text.split(/^={10,}$/m).filter(isOurs);
 }
 
 const [name, ...rest] = process.argv.slice(2);
