@@ -1,7 +1,7 @@
 // The guest's console as the demo sees it from outside: each side's text, and when its lines arrived on this machine's one clock.
 // Fed from the two `ferry` processes in the lab hosts; read by demo-run.ts and demo-report.ts.
 
-const TICK = /^tick n=\d+/;
+const TICK = /^tick n=\d+ t=(\d+)/;
 
 export class ConsoleLog {
   #text = '';
@@ -10,6 +10,9 @@ export class ConsoleLog {
   /** performance.now() of the first and the last tick line seen here. */
   firstTickAt: number | null = null;
   lastTickAt: number | null = null;
+  /** The guest's own clock in those lines, milliseconds. */
+  firstTickMs: number | null = null;
+  lastTickMs: number | null = null;
   ticks = 0;
   #closed: string | null = null;
 
@@ -23,10 +26,14 @@ export class ConsoleLog {
     const lines = (this.#rest + text).split('\n');
     this.#rest = lines.pop() ?? '';
     for (const line of lines) {
-      if (!TICK.test(line)) continue;
+      const tick = TICK.exec(line);
+      if (tick === null) continue;
+      const guestMs = Number(tick[1]) / 1e6;
       this.ticks++;
       this.firstTickAt ??= now;
+      this.firstTickMs ??= guestMs;
       this.lastTickAt = now;
+      this.lastTickMs = guestMs;
     }
     this.#wake();
   }
@@ -59,4 +66,19 @@ export class ConsoleLog {
       look();
     });
   }
+}
+
+export interface OuterGap {
+  /** Last tick at the source to first tick at the destination, on this machine's clock. */
+  readonly outerGapMs: number;
+  /** How much of it passed on the guest's own clock, which stands still in the pause: there it ran, or waited for a CPU to run on. */
+  readonly guestRanMs: number;
+}
+
+export function outerGap(source: ConsoleLog, destination: ConsoleLog): OuterGap {
+  const between = (from: number | null, to: number | null) => (to ?? Number.NaN) - (from ?? Number.NaN);
+  return {
+    outerGapMs: between(source.lastTickAt, destination.firstTickAt),
+    guestRanMs: between(source.lastTickMs, destination.firstTickMs),
+  };
 }

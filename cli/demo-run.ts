@@ -9,7 +9,7 @@ import { type Lab, startLab } from '../lab/lab.ts';
 import { cacheRoot, repoRoot } from '../lab/root.ts';
 import type { MigrationOutcome } from '../migration/api.ts';
 import { VmmError } from '../native/errno.ts';
-import { ConsoleLog } from './demo-console.ts';
+import { ConsoleLog, outerGap } from './demo-console.ts';
 import { type DemoDevice, type DemoFindings, type DemoReport, demoFaults, demoReport } from './demo-report.ts';
 
 export interface DemoOptions {
@@ -174,8 +174,8 @@ async function playDemo(lab: Lab, image: GuestImage, options: DemoOptions): Prom
   there.process.stdin.write('end\n');
   const { code } = await Promise.race([there.process.done, sleep(END_LIMIT_MS).then(() => ({ code: null }))]);
   const verdict = judge([here.console.text, there.console.text]);
-  const outerGapMs = (there.console.firstTickAt ?? Number.NaN) - (here.console.lastTickAt ?? Number.NaN);
-  return conclude({ verdict, outcome, device: edu, outerGapMs, exitCode: code }, options.deviceLog);
+  const gap = outerGap(here.console, there.console);
+  return conclude({ verdict, outcome, device: edu, gap, exitCode: code }, options.deviceLog);
 }
 
 function endedEarly(guest: GuestProcess): Promise<never> {

@@ -13,6 +13,8 @@ import { sendBulk } from './stream/device-section.ts';
 import { PAGE_SIZE, PING } from './stream/format.ts';
 import { sendRam } from './stream/ram-section.ts';
 
+/** CPUs write all the time; a device's DMA ends a few times a second (edu: at most 10). */
+const LOSS_WINDOW_MS = { kvmLastRound: 200, deviceLog: 1500, deviceState: 0 } as const;
 /** A slice of a round is about this long, so that limits, progress and cancel are looked at. */
 const SLICE_SECONDS = 0.2;
 const SLICE_PAGES = { least: 256, first: 4096, most: 32768 };
@@ -42,8 +44,9 @@ export class Rounds {
       const decision = await this.#decide(round.bitmap.count);
       this.#warn(round);
       if (decision.kind === 'switch') {
-        // The negative control throws away what the last collect finds: the guest gets time to write something that is then missing.
-        if (this.#session.options.testDrop === 'kvmLastRound') await sleep(200);
+        // A negative control throws away what the last collect finds: the guest gets time to write something that is then missing.
+        const { testDrop } = this.#session.options;
+        if (testDrop !== null) await sleep(LOSS_WINDOW_MS[testDrop]);
         this.#session.unsent = dirty;
         return;
       }

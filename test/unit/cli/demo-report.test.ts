@@ -1,6 +1,6 @@
 // Rules: each thing that main-job.md wants of report.json is a fault when it does not hold; a console tells who waits why it ended.
 import { describe, expect, it } from 'vitest';
-import { ConsoleLog } from '../../../cli/demo-console.ts';
+import { ConsoleLog, outerGap } from '../../../cli/demo-console.ts';
 import { type DemoReport, demoFaults, demoReport } from '../../../cli/demo-report.ts';
 import { judge } from '../../../images/guest/verdict.ts';
 import { outcome } from '../../fakes/control-machine.ts';
@@ -33,6 +33,7 @@ const GOOD: DemoReport = {
     downtime: { stop: 100, finalRam: 100, deviceData: 100, state: 50, load: 100, resume: 50 },
     bytes: { ram: 1, zeroPages: 1, device: 1, state: 1 },
     outerGapMs: 600,
+    guestRanMs: 60,
   },
 };
 
@@ -54,7 +55,7 @@ describe('demoFaults', () => {
       { ...GOOD, migration: { ...GOOD.migration, downtime: { ...GOOD.migration.downtime, load: 200 } } },
       true,
     ],
-    ['from outside', { ...GOOD, migration: { ...GOOD.migration, outerGapMs: 751 } }, true],
+    ['from outside', { ...GOOD, migration: { ...GOOD.migration, outerGapMs: 811 } }, true],
     ['from outside', { ...GOOD, migration: { ...GOOD.migration, outerGapMs: Number.NaN } }, true],
     ['did not tick', { ...GOOD, guest: { ...GOOD.guest, ticks: 0 } }, true],
   ])('says when %s is not right', (words, report, deviceLog) => {
@@ -69,11 +70,11 @@ describe('demoReport', () => {
       verdict,
       outcome: outcome('completed'),
       device: { bdf: 'b', driver: 'd', abi: 'v2', flags: ['P2P'] },
-      outerGapMs: 7,
+      gap: { outerGapMs: 7, guestRanMs: 3 },
       exitCode: 0,
     });
     expect(report.guest).toMatchObject({ ticks: 3, lostTicks: 0, maxGapMs: 50 });
-    expect(report.migration).toMatchObject({ downtimeMs: 123, outerGapMs: 7 });
+    expect(report.migration).toMatchObject({ downtimeMs: 123, outerGapMs: 7, guestRanMs: 3 });
     expect(report.device).toMatchObject({ bdf: 'b', preCopyBytes: 0 });
   });
 });
@@ -85,6 +86,14 @@ describe('ConsoleLog', () => {
     expect(console.ticks).toBe(0);
     console.push(Buffer.from('5\r\ntick n=2 t=9\r\n'), 20);
     expect([console.ticks, console.firstTickAt, console.lastTickAt]).toEqual([2, 20, 20]);
+  });
+
+  it('tells the pause from the time that the guest ran: its own clock stands still in the pause', () => {
+    const [source, destination] = [new ConsoleLog(), new ConsoleLog()];
+    source.push(Buffer.from('tick n=1 t=1000000000\n'), 100);
+    destination.push(Buffer.from('tick n=2 t=1090000000\ntick n=3 t=1140000000\n'), 700);
+    expect(outerGap(source, destination)).toEqual({ outerGapMs: 600, guestRanMs: 90 });
+    expect(outerGap(source, new ConsoleLog()).outerGapMs).toBeNaN();
   });
 
   it('rejects who waits when the process behind it ends, naming why, or in time', async () => {
