@@ -18,6 +18,7 @@ export default defineConfig({
           pool: 'forks',
           include: ['test/kvm/**/*.test.ts'],
           testTimeout: 60_000,
+          hookTimeout: 60_000,
           fileParallelism: false,
         },
       },

@@ -3,17 +3,19 @@
 
 const TICK = /^tick n=\d+ t=(\d+)/;
 
+export interface TickLine {
+  /** performance.now() when the line was complete here. */
+  readonly at: number;
+  /** The guest's own clock in it, milliseconds. */
+  readonly guestMs: number;
+}
+
 export class ConsoleLog {
   #text = '';
   #rest = '';
   readonly #waiters = new Set<() => void>();
-  /** performance.now() of the first and the last tick line seen here. */
-  firstTickAt: number | null = null;
-  lastTickAt: number | null = null;
-  /** The guest's own clock in those lines, milliseconds. */
-  firstTickMs: number | null = null;
-  lastTickMs: number | null = null;
-  ticks = 0;
+  /** Every tick line seen here, oldest first. */
+  readonly tickLines: TickLine[] = [];
   #closed: string | null = null;
 
   get text(): string {
@@ -28,14 +30,13 @@ export class ConsoleLog {
     for (const line of lines) {
       const tick = TICK.exec(line);
       if (tick === null) continue;
-      const guestMs = Number(tick[1]) / 1e6;
-      this.ticks++;
-      this.firstTickAt ??= now;
-      this.firstTickMs ??= guestMs;
-      this.lastTickAt = now;
-      this.lastTickMs = guestMs;
+      this.tickLines.push({ at: now, guestMs: Number(tick[1]) / 1e6 });
     }
     this.#wake();
+  }
+
+  get ticks(): number {
+    return this.tickLines.length;
   }
 
   /** The process behind it has ended; who still waits is told `why`. */
@@ -71,14 +72,24 @@ export class ConsoleLog {
 export interface OuterGap {
   /** Last tick at the source to first tick at the destination, on this machine's clock. */
   readonly outerGapMs: number;
-  /** How much of it passed on the guest's own clock, which stands still in the pause: there it ran, or waited for a CPU to run on. */
-  readonly guestRanMs: number;
+  /** How long the guest's own clock stood still meanwhile, as seen from here: outerGapMs without what the guest ran of it, or waited
+   *  for its host's one CPU, and without what its lines waited on their way. */
+  readonly outerPauseMs: number;
 }
 
+/** Ticks so far from the move are left out: the clocks of two machines drift, but not by milliseconds in this time. */
+const NEAR_MS = 15_000;
+
 export function outerGap(source: ConsoleLog, destination: ConsoleLog): OuterGap {
-  const between = (from: number | null, to: number | null) => (to ?? Number.NaN) - (from ?? Number.NaN);
-  return {
-    outerGapMs: between(source.lastTickAt, destination.firstTickAt),
-    guestRanMs: between(source.lastTickMs, destination.firstTickMs),
-  };
+  const last = source.tickLines.at(-1);
+  const first = destination.tickLines[0];
+  if (last === undefined || first === undefined) return { outerGapMs: Number.NaN, outerPauseMs: Number.NaN };
+  const before = source.tickLines.filter(({ at }) => at > last.at - NEAR_MS);
+  const after = destination.tickLines.filter(({ at }) => at < first.at + NEAR_MS);
+  return { outerGapMs: first.at - last.at, outerPauseMs: clockOffset(after) - clockOffset(before) };
+}
+
+/** Our clock minus the guest's: each line is late by its way here, the quickest one by the least. */
+function clockOffset(lines: readonly TickLine[]): number {
+  return lines.reduce((least, { at, guestMs }) => Math.min(least, at - guestMs), Number.POSITIVE_INFINITY);
 }

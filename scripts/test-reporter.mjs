@@ -6,12 +6,19 @@ export default class FerryReporter {
 
   onTestCaseResult(test) {
     const result = test.result();
+    if (process.env.FERRY_TEST_TIMES)
+      process.stdout.write(`  ${Math.round(test.diagnostic()?.duration ?? 0)} ms: ${test.fullName}\n`);
     if (result.state === 'skipped') {
       this.counts.skipped++;
       process.stdout.write(`  skipped: ${test.fullName}: ${result.note ?? 'no reason given (which is a defect)'}\n`);
       if (!result.note) this.counts.failed++;
     } else if (result.state === 'passed') this.counts.passed++;
     else this.fail(test.fullName, result.errors ?? []);
+  }
+
+  /** What a test says of its own accord: why it is skipped, what it measured. */
+  onUserConsoleLog(log) {
+    process.stdout.write(log.content.replace(/^(?=.)/gm, '  | '));
   }
 
   onTestModuleEnd(module) {

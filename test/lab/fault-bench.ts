@@ -1,5 +1,5 @@
 // What the tests of faults do in a pair of lab hosts: a link that does harm, a move that is to fail, and what must be true afterwards at both
-// ends. Used by faults.test.ts.
+// ends. Used by faults.pair.test.ts.
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { expect } from 'vitest';

@@ -1,5 +1,5 @@
 // Negative controls: what a migration loses on purpose (ferry migrate --test-drop), the workload must notice. Without these the moves of
-// move.test.ts would prove nothing. main-job.md, "Negative controls are tests". One pair of hosts, a guest a control.
+// move.pair.test.ts would prove nothing. main-job.md, "Negative controls are tests". One pair of hosts, a guest a control.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type GuestVerdict, judge } from '../../images/guest/verdict.ts';
 import { Pair, pairUnavailable } from './pair.ts';
