@@ -164,7 +164,7 @@ describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', (
     const destination = await receive();
     const move = await pair.migrate(source, destination, LIMIT);
     expect(move.code, move.stderr).toBe(0);
-    await pair.ticksOn(destination, 40);
+    await pair.runsOn(destination, 2);
     expect(await pair.end(destination)).toBe(0);
     expect((await source.process.done).code).toBe(0);
     expect(faultsOf(judge([source.console.text, destination.console.text]), { edu: true })).toEqual([]);
@@ -187,7 +187,7 @@ describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', (
     const destination = await receive();
     // A limit with which it still waits for SHUT when all this has been looked at.
     const { link, moved } = await harmed(PLACES.shut, 'hold', destination, ['--downtime-limit', '20000']);
-    await pair.ticksOn(destination, 3);
+    await pair.runsOn(destination);
     const refused = await bench.qmp(source, { execute: 'migrate_cancel' });
     expect(refused).toMatchObject({ error: { desc: expect.stringMatching(/can no longer be cancelled/) } });
     const said = source.console.text;
@@ -199,12 +199,12 @@ describe.skipIf(unavailable !== null)('moves between two lab hosts that fail', (
     expect(move.outcome).toMatchObject({ status: 'failed', unanswered: true });
     await untilSaid(source, 'it stays paused here');
     expect(await bench.status(source)).toMatchObject({ status: 'postmigrate' });
-    await pair.ticksOn(destination, 3);
+    await pair.runsOn(destination);
     expect(source.console.text).toBe(said);
     destination.process.kill('SIGKILL');
     await destination.process.done;
     expect(await bench.qmp(source, { execute: 'cont' })).toMatchObject({ return: {} });
-    await pair.ticksOn(source, 20);
+    await pair.runsOn(source, 1.5);
     expect(await pair.end(source)).toBe(0);
     expect(faultsOf(judge([source.console.text]), { edu: true })).toEqual([]);
     link.close();

@@ -33,7 +33,7 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
     pair = await Pair.start();
     lives.push(await pair.run(0));
     // The writer checks a page when it comes by again: its first lap takes 8 s.
-    await pair.ticksOn(lives[0]!, 240);
+    await pair.runsOn(lives[0]!, 12);
   });
   afterAll(async () => {
     await pair?.close();
@@ -43,11 +43,11 @@ describe.skipIf(unavailable !== null)('a guest with edu moves', () => {
   async function move(args: readonly string[], phaseMs: number): Promise<Leg> {
     const from = lives.at(-1)!;
     const to = await pair.receive(from.at === 0 ? 1 : 0);
-    await pair.ticksOn(from);
+    await pair.runsOn(from);
     await new Promise((resolve) => setTimeout(resolve, phaseMs));
     const { code, outcome, stderr } = await pair.migrate(from, to, args);
     expect(code, stderr).toBe(0);
-    await pair.ticksOn(to, 25);
+    await pair.runsOn(to, 1.5);
     lives.push(to);
     const leg = { outcome: outcome!, gap: outerGap(from.console, to.console), stderr };
     legs.push(leg);

@@ -185,7 +185,7 @@ static int dma(uint64_t source, uint64_t destination, uint64_t direction) {
       complain("kind=dma text=does-not-end command=%llx", (unsigned long long)get64(DMA_COMMAND));
       return -1;
     }
-    sleep_us(5000);
+    sleep_us(20000);
   }
   atomic_fetch_add(&counters.dmas, 1);
   return 0;

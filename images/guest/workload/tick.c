@@ -1,5 +1,5 @@
-/* Ticks: a counter and CLOCK_MONOTONIC every tick_ms; the counter rises by one a line whatever the timer did. Every twentieth line is
- * followed by the counters of all threads (a character costs 0.2 ms in a lab host, and a line of counters has 200). Reads commands from the console between ticks.
+/* Ticks: a counter and CLOCK_MONOTONIC every tick_ms; the counter rises by one a line whatever the timer did. Once a second the counters of
+ * all threads follow (a character costs 0.2 ms in a lab host, and a line of counters has 200). Reads commands from the console between ticks.
  *   tick n=17 t=1234567890
  *   stat n=20 memoryChecks=... ...
  *   verdict ok=1 ticks=... (the same counters)
@@ -16,7 +16,7 @@
 #include <unistd.h>
 #include "workload.h"
 
-#define STAT_EVERY 20
+#define STAT_MS 1000
 
 static unsigned long ticks;
 static int end_wanted;
@@ -82,10 +82,11 @@ void tick_run(void) {
   clock_start();
   if (options.edu && edu_start() < 0) say("note there is no edu device: no DMA, no interrupts");
   uint64_t start = now_ns(), next = start;
+  unsigned long stat_every = options.tick_ms < STAT_MS ? STAT_MS / options.tick_ms : 1;
   while (!end_wanted && (!options.duration_s || now_ns() - start < options.duration_s * 1000000000ull)) {
     ticks++;
     say("tick n=%lu t=%llu", ticks, (unsigned long long)now_ns());
-    if (ticks % STAT_EVERY == 0) say_counters("stat");
+    if (ticks % stat_every == 0) say_counters("stat");
     read_commands();
     next += options.tick_ms * 1000000ull;
     if (next < now_ns()) next = now_ns(); /* late: go on from here, do not hurry after */

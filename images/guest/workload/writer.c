@@ -7,7 +7,7 @@
 
 #define KIND 1
 #define WORDS (PAGE / 8)
-#define STEP_US 10000
+#define STEP_US 20000
 
 atomic_uint writer_pause;
 static uint64_t *pages;
