@@ -6,7 +6,7 @@ import type { CpuContract, Log, Machine, MachineConfig, MachineEvent, MachineHos
 import { buildForIncoming, buildMachine } from '../../vmm/machine.ts';
 import { buildFlatGuest } from '../guests/build.ts';
 
-export const WAIT_MS = 30_000;
+export const WAIT_MS = 30_000 * Number(process.env['FERRY_TEST_PATIENCE'] ?? 1);
 
 export const quietLog: Log = {
   trace() {},

@@ -206,5 +206,5 @@ describe('a flat guest on /dev/kvm', () => {
     current.type('q');
     await machine.ended;
     expect(judgeTicks(text, current.text())).toMatchObject({ lost: 0, errors: 0, back: 0 });
-  }, 120_000);
+  });
 });
