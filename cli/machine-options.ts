@@ -23,6 +23,11 @@ export const SHARED_OPTIONS: OptionTable = {
     value: 'POLICY',
     help: "stop (default): the guest's clock stands still in a pause; catch-up: it jumps",
   },
+  accel: {
+    kind: 'value',
+    value: 'SPEC',
+    help: "kvm[,dirty-ring-size=N][,dirty-log=bitmap|manual]: how written pages are found\nduring a migration: KVM's bitmap (default), the bitmap cleared in pieces,\nor a ring of N pages a vCPU (1024 to 65536)",
+  },
   preallocate: { kind: 'flag', value: '', help: 'back all guest RAM before the start' },
   'log-level': {
     kind: 'value',

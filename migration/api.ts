@@ -1,7 +1,7 @@
 // What a migration is to control and cli. Types only; implemented by source.ts and destination.ts.
 //   source.ts       migrateTo(machine: Machine, peer: Channel, options: MigrateOptions): Migration
 //   destination.ts  receiveFrom(peer: Channel, host: ReceiveHost): Incoming
-import type { DeviceConfig, Machine, MachineHost } from '../vmm/api.ts';
+import type { DeviceConfig, DirtyLogChoice, Machine, MachineHost } from '../vmm/api.ts';
 
 /** QEMU's MigrationStatus words, those that we have. */
 export type MigrationStatus =
@@ -108,6 +108,7 @@ export interface ReceiveHost extends MachineHost {
   readonly memory: number | null;
   readonly cpus: number | null;
   readonly preallocate: boolean;
+  readonly dirtyLog: DirtyLogChoice;
   readonly clock: 'stop' | 'catch-up';
 }
 

@@ -200,6 +200,13 @@ export interface KvmNode {
   recvFds(socket: number, into: Uint8Array, maxFds: number): { bytes: number; fds: number[] };
   pread(fd: number, offset: bigint | number, into: Uint8Array): number;
   pwrite(fd: number, offset: bigint | number, from: Uint8Array): number;
+  /** Takes what KVM has put into a vCPU's dirty ring (a mapping of the vCPU's fd) from entry `next` (modulo its length) on, marks the
+   *  pages in `bitmap` and the entries as taken (KVM_RESET_DIRTY_RINGS is the caller's). `banks`: triples of slot, first page in the
+   *  bitmap, pages. Returns how many entries. */
+  harvestDirtyRing(ring: HostMapping, next: number, bitmap: PageBitmap, banks: Float64Array): number;
+  /** After a harvest: 0 when the ring is in step. Else KVM has written over entries that were not taken: gives how many entries to go on,
+   *  and marks those in between as taken. Some pages are lost then. */
+  rejoinDirtyRing(ring: HostMapping, next: number): number;
   cpuCount(): number;
 }
 

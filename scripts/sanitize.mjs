@@ -29,7 +29,7 @@ const VARIANTS = {
 /** What has threads, memory or fds in C++. Tests that only compare tables or start compilers would be slow for nothing. */
 const TESTS = [
   ...readdirSync(join(ROOT, 'test/unit/native'))
-    .filter((file) => /^(guest-ram|page-bitmap|fd-watch|ioctl|channel|socket).*\.test\.ts$/.test(file))
+    .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-watch|ioctl|channel|socket).*\.test\.ts$/.test(file))
     .map((file) => `test/unit/native/${file}`),
   'test/kvm/native-vcpu-loop.test.ts',
 ];

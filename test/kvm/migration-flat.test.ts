@@ -76,6 +76,7 @@ async function move(
     memory: null,
     cpus: null,
     preallocate: false,
+    dirtyLog: { kind: 'bitmap' },
     clock: 'stop',
   };
   const incoming = receiveFrom(await accepted, host);
