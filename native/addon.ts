@@ -57,6 +57,9 @@ export interface PageBitmap {
   copyFrom(other: PageBitmap): void;
   /** ORs bits that describe granules of `granule` bytes starting at RAM offset `start`; granule is a power of two >= 512. */
   orBytes(start: number, bits: Uint8Array, granule: number): void;
+  /** ORs `bits` bits read by pread at `offset` of a device fd, each a granule of `granule` bytes from RAM offset `start` on (a power of two
+   *  >= 512). Bits that lie outside of the bitmap are ignored. On a native thread; a short read is SysError EIO. */
+  orFrom(source: { fd: number; offset: number; bits: number }, start: number, granule: number): Promise<void>;
   /** Runs of set bits as [firstPage, pages] pairs, at most `limit` runs, from `fromPage`. For tests and cold paths. */
   runs(fromPage: number, limit: number): Float64Array;
   close(): void;
@@ -116,6 +119,12 @@ export interface SentPages {
   readonly bytes: number;
 }
 
+/** A part of one chunk of device state: bytes of a mapped window, of an fd by pread/pwrite, or (small, a header) of JS. */
+export type ChunkPiece =
+  | { readonly mapping: HostMapping; readonly offset: number; readonly length: number }
+  | { readonly fd: number; readonly offset: number; readonly length: number }
+  | { readonly bytes: Uint8Array };
+
 /**
  * One connected stream socket or pipe. A tx thread and an rx thread; operations queue and run in call order per direction.
  * CRC32C runs over every byte that is not page contents, per direction. After abort() everything pending rejects with SysError ECANCELED.
@@ -140,6 +149,10 @@ export interface Channel {
   pumpFrom(fd: number, budget: number, tag: bigint): Promise<{ bytes: number; end: 'more' | 'drained' | 'end' }>;
   /** channel -> data fd, `length` bytes. Rejects with SysError('write(data fd)') when the driver refuses; the channel's bytes are consumed. */
   pumpTo(fd: number, length: number): Promise<void>;
+  /** pieces -> channel as one record (`tag` u64 BE, length of all u64 BE, bytes). A failed pread breaks the channel: its record has begun. */
+  pumpPiecesFrom(pieces: readonly ChunkPiece[], tag: bigint): Promise<void>;
+  /** channel -> pieces in order, as many bytes as they have in all; `bytes` pieces are filled. SysError as with pumpTo. */
+  pumpPiecesTo(pieces: readonly ChunkPiece[]): Promise<void>;
   readonly txCrc: number;
   readonly rxCrc: number;
   readonly txBytes: number;
@@ -200,6 +213,9 @@ export interface KvmNode {
   recvFds(socket: number, into: Uint8Array, maxFds: number): { bytes: number; fds: number[] };
   pread(fd: number, offset: bigint | number, into: Uint8Array): number;
   pwrite(fd: number, offset: bigint | number, from: Uint8Array): number;
+  /** The same on a thread of its own, for registers whose access makes a driver work (migration regions). */
+  preadAsync(fd: number, offset: bigint | number, into: Uint8Array): Promise<number>;
+  pwriteAsync(fd: number, offset: bigint | number, from: Uint8Array): Promise<number>;
   cpuCount(): number;
 }
 

@@ -68,6 +68,9 @@ export class ArrayBitmap implements PageBitmap {
   orBytes(): void {
     throw new Error('no test of migration needs orBytes');
   }
+  async orFrom(): Promise<void> {
+    throw new Error('no test of migration needs orFrom');
+  }
   runs(): Float64Array {
     throw new Error('no test of migration needs runs');
   }
@@ -287,6 +290,12 @@ export class MemoryChannel implements Channel {
     throw new Error('devices of these tests use put()');
   }
   async pumpTo(): Promise<never> {
+    throw new Error('devices of these tests use take()');
+  }
+  async pumpPiecesFrom(): Promise<never> {
+    throw new Error('devices of these tests use put()');
+  }
+  async pumpPiecesTo(): Promise<never> {
     throw new Error('devices of these tests use take()');
   }
 
