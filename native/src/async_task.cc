@@ -1,6 +1,7 @@
 // The threads of async_task.h and their way back. A finished job is handed over under a lock that also guards the port's end, because an
 // environment (a Worker that is terminated) may go away while its jobs block: a ThreadSafeFunction does not survive that in Node 20
-// (its release on the thread then works on freed memory: seen as an abort in uv_mutex_lock).
+// (its release on the thread then works on freed memory: seen as an abort in uv_mutex_lock). A promise that is settled while the Worker is
+// being terminated throws what nobody can catch: binding.gyp's NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS lets that pass instead of aborting.
 #include "async_task.h"
 
 #include <pthread.h>
