@@ -73,6 +73,8 @@ class Session {
   std::vector<std::shared_ptr<Operation>> TakeDone();
   /** JS thread: the function that wakes it, null before and after its life. */
   void SetWaker(napi_threadsafe_function waker);
+  /** JS thread, last of all: the waker has gone, and so has whoever would take what is done. */
+  void Orphan();
   napi_threadsafe_function waker() const { return waker_; }
 
  private:
