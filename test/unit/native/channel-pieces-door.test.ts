@@ -4,7 +4,7 @@ import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { kvmNode } from '../../../native/addon.ts';
+import { type ChunkPiece, kvmNode } from '../../../native/addon.ts';
 import { SysError } from '../../../native/errno.ts';
 import { pair } from './channel-pair.ts';
 
@@ -67,12 +67,20 @@ describe.each(['pumpPiecesFrom', 'pumpPiecesTo'] as const)('%s refuses', (call) 
   it('an fd that is not open, with SysError, and passes on what a getter throws', async () => {
     const { a, close } = await pair();
     expect(() => a[call]([{ fd: 99999, offset: 0, length: 1 }], TAG)).toThrow('dup(device fd): EBADF');
-    const thrower = {
-      get bytes(): Uint8Array {
-        throw new Error('mine');
-      },
-    };
-    expect(() => a[call]([thrower], TAG)).toThrow('mine');
+    for (const [name, rest] of [
+      ['mapping', {}],
+      ['fd', {}],
+      ['bytes', {}],
+      ['offset', { mapping: window, length: 1 }],
+      ['length', { fd: 0, offset: 0 }],
+    ] as const) {
+      const thrower = Object.defineProperty({ ...rest }, name, {
+        get() {
+          throw new Error(`mine: ${name}`);
+        },
+      }) as unknown as ChunkPiece;
+      expect(() => a[call]([good, thrower], TAG)).toThrow(`mine: ${name}`);
+    }
     const late = [good, good];
     Object.defineProperty(late, 1, {
       get() {
