@@ -180,14 +180,14 @@ bool Channel::Idle(bool tx) const {
 
 /** A promise that is already resolved. */
 Napi::Value Channel::Done(Napi::Env env, const Napi::Value& value) {
-  auto deferred = Napi::Promise::Deferred::New(env);
+  auto deferred = Deferred::New(env);
   deferred.Resolve(value);
   return deferred.Promise();
 }
 
 Napi::Value Channel::Submit(Napi::Env env, std::shared_ptr<Operation> operation) {
   if (!operation) return env.Undefined();
-  Napi::Promise promise = operation->deferred.Promise();
+  Napi::Value promise = operation->deferred.Promise();
   int err = ECANCELED;
   if (!left_) {
     Lane& lane = operation->tx ? session_->txLane : session_->rxLane;
@@ -231,7 +231,7 @@ Napi::Value Channel::Read(const Napi::CallbackInfo& info) {
   if (!length) return env.Undefined();
   if (*length > kMaxRead) return ThrowRange(env, "a read is of 16 MiB at most");
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, *length);
-  if (env.IsExceptionPending()) return env.Undefined();
+  if (buffer.IsEmpty() || env.IsExceptionPending()) return env.Undefined();
   uint8_t* into = static_cast<uint8_t*>(buffer.Data());
   if (!left_ && Idle(false) && session_->rxLane.broken().ok() && session_->rx.ReadNow(into, *length)) {
     return Done(env, Napi::Uint8Array::New(env, *length, buffer, 0));

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <vector>
 
+#include "errors.h"
 #include "page_pump.h"
 #include "wire.h"
 
@@ -21,8 +22,8 @@ namespace ferry {
 class Session;
 
 struct Operation {
-  Operation(Napi::Env env, bool tx) : deferred(Napi::Promise::Deferred::New(env)), tx(tx) {}
-  Napi::Promise::Deferred deferred;
+  Operation(Napi::Env env, bool tx) : deferred(Deferred::New(env)), tx(tx) {}
+  Deferred deferred;
   const bool tx;
   /** On the lane's thread. */
   std::function<Failure(Session&)> work;

@@ -165,7 +165,7 @@ Napi::Value StartAsync(const Napi::CallbackInfo& info, const char* name, bool wr
   if (!at) return env.Undefined();
   auto fd = std::make_unique<RegionFd>(at->fd);
   if (fd->error() != 0) {
-    auto deferred = Napi::Promise::Deferred::New(env);
+    auto deferred = Deferred::New(env);
     deferred.Reject(SysErrorValue(env, name, fd->error()));
     return deferred.Promise();
   }
@@ -173,7 +173,7 @@ Napi::Value StartAsync(const Napi::CallbackInfo& info, const char* name, bool wr
       AsyncCall{name, writes, static_cast<uint64_t>(at->offset), CopiedBytes(info[2], at->bytes), std::move(fd)});
   if (!writes) call->bytes.Keep();
   return RunOnThread(env, name, {[call] { call->Run(); },
-                                 [call](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                                 [call](Napi::Env env, const Deferred& deferred) {
                                    if (call->result < 0) {
                                      return deferred.Reject(SysErrorValue(env, call->name, static_cast<int>(-call->result)));
                                    }

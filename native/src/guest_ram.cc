@@ -161,7 +161,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
                             *failed = errno;
                           }
                         },
-                        [failed](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                        [failed](Napi::Env env, const Deferred& deferred) {
                           if (*failed != 0) return deferred.Reject(SysErrorValue(env, "madvise(MADV_POPULATE_WRITE)", *failed));
                           deferred.Resolve(env.Undefined());
                         }});
@@ -172,7 +172,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
     auto hash = std::make_shared<uint64_t>(0);
     return RunOnThread(info.Env(), "hash",
                        {[mapping = mapping_, offset, length, hash] { *hash = HashOf(mapping->base + offset, length); },
-                        [hash](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                        [hash](Napi::Env env, const Deferred& deferred) {
                           deferred.Resolve(Napi::BigInt::New(env, *hash));
                         }});
   }

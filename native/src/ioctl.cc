@@ -191,7 +191,7 @@ Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
   call->arg.Keep();
   for (CopiedBytes& bytes : call->bytes) bytes.Keep();
   return RunOnThread(env, "ioctl", {[call] { call->Run(); },
-                                    [call](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                                    [call](Napi::Env env, const Deferred& deferred) {
                                       CopyBack(call.get());
                                       if (call->result < 0) {
                                         deferred.Reject(SysErrorValue(env, call->name, call->err));

@@ -168,13 +168,13 @@ Napi::Value StartOrFrom(Napi::Env env, std::shared_ptr<OrFromCall> call, int fd)
   call->bytes.reset(new (std::nothrow) uint8_t[call->length()]);
   int err = call->bytes == nullptr ? ENOMEM : call->fd->error();
   if (err != 0) {
-    auto deferred = Napi::Promise::Deferred::New(env);
+    auto deferred = Deferred::New(env);
     deferred.Reject(SysErrorValue(env, "pread(dirty bits)", err));
     return deferred.Promise();
   }
   return RunOnThread(
       env, "dirty bits", {[call] { call->Run(); },
-                          [call](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                          [call](Napi::Env env, const Deferred& deferred) {
                             bool all = call->got >= 0 && static_cast<uint64_t>(call->got) == call->length();
                             if (!all) {
                               return deferred.Reject(SysErrorValue(env, "pread(dirty bits)", call->got < 0 ? -call->got : EIO));
@@ -338,7 +338,7 @@ class PageBitmap : public Napi::ObjectWrap<PageBitmap> {
       pairs.push_back(static_cast<double>(at - first));
     }
     Napi::Float64Array runs = Napi::Float64Array::New(env, pairs.size());
-    if (!pairs.empty()) memcpy(runs.Data(), pairs.data(), pairs.size() * sizeof(double));
+    if (!pairs.empty() && !runs.IsEmpty()) memcpy(runs.Data(), pairs.data(), pairs.size() * sizeof(double));
     return runs;
   }
   Napi::Value Close(const Napi::CallbackInfo& info) {
