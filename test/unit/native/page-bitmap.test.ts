@@ -174,6 +174,18 @@ describe('orFrom', () => {
     bitmap.close();
   });
 
+  it('ignores the padding of a report of whole words and a few bits more, of pages', async () => {
+    const bitmap = kvm.createBitmap(300);
+    const fd = region(new Uint8Array(16).fill(0xff));
+    for (const bits of [1, 7, 8, 13, 63, 64, 65, 127]) {
+      bitmap.zero();
+      await bitmap.orFrom({ fd, offset: 0, bits }, 64 * 4096, 4096);
+      expect([...bitmap.runs(0, 9)]).toEqual([64, bits]);
+    }
+    closeSync(fd);
+    bitmap.close();
+  });
+
   it('ignores a report that begins beyond the bitmap, however far', async () => {
     const bitmap = kvm.createBitmap(100);
     const fd = region(new Uint8Array(8).fill(0xff));
