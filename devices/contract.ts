@@ -1,8 +1,8 @@
 // The one vocabulary that the rooms share: what a device is, what it may ask of the machine, and how its state moves.
 // Types only. Implemented by devices/*, provided by vmm/machine.ts, driven by migration/*. Everything runs on the one JS thread.
-import type { GuestRam, HostMapping, MemorySlice, PageBitmap } from '../native/addon.ts';
+import type { ChunkPiece, GuestRam, HostMapping, MemorySlice, PageBitmap } from '../native/addon.ts';
 
-export type { GuestRam, HostMapping, MemorySlice, PageBitmap };
+export type { ChunkPiece, GuestRam, HostMapping, MemorySlice, PageBitmap };
 
 export type Width = 1 | 2 | 4;
 
@@ -124,6 +124,8 @@ export interface ChunkSink {
   put(chunk: Uint8Array): Promise<void>;
   /** data fd -> channel, in C++; what vfio-pci uses. 'drained' is ENOMSG, 'end' is read() = 0. */
   pump(fd: number, budget: number): Promise<PumpResult>;
+  /** One chunk made of these pieces in order, as one record: for devices whose state lies in a region. In C++. */
+  pumpPieces(pieces: readonly ChunkPiece[]): Promise<void>;
 }
 export interface PumpResult {
   readonly bytes: number;
@@ -133,6 +135,8 @@ export interface ChunkSource {
   take(length: number): Promise<Uint8Array>;
   /** channel -> data fd, in C++. Rejects with SysError when the driver refuses the bytes. */
   pump(fd: number, length: number): Promise<void>;
+  /** channel -> pieces, in order, in C++. Rejects with SysError when the device refuses the bytes; they are consumed all the same. */
+  pumpPieces(pieces: readonly ChunkPiece[]): Promise<void>;
 }
 
 /** Something that knows which pages were written: KVM's log, the VMM's own writes, a device's DMA log, an IOMMU. */

@@ -4,7 +4,17 @@ import type { KvmNode } from '../../native/addon.ts';
 
 export type KernelDoor = Pick<
   KvmNode,
-  'ioctl' | 'ioctlAsync' | 'mapFd' | 'pread' | 'pwrite' | 'closeFd' | 'createBitmap' | 'eventFd' | 'eventTake'
+  | 'ioctl'
+  | 'ioctlAsync'
+  | 'mapFd'
+  | 'pread'
+  | 'pwrite'
+  | 'preadAsync'
+  | 'pwriteAsync'
+  | 'closeFd'
+  | 'createBitmap'
+  | 'eventFd'
+  | 'eventTake'
 >;
 
 /** Where the host keeps its files; a test gives a tree of its own. */

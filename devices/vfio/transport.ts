@@ -2,7 +2,7 @@
 // Implemented by kernel-device.ts (group; later cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
 // migration/*. Types only. What may block (state changes, reset, DMA map, DMA log) is a promise: it runs on a native thread.
 // linux/vfio.h
-import type { GpaRange, HostMapping, PageBitmap, RamRange } from '../contract.ts';
+import type { ChunkSink, ChunkSource, GpaRange, HostMapping, PageBitmap, PumpResult, RamRange } from '../contract.ts';
 
 export interface VfioRegionInfo {
   readonly index: number;
@@ -75,9 +75,10 @@ export interface MigrationAbilities {
   readonly p2p: boolean;
 }
 
-/** One device's migration interface. The kernel's v2 feature is one back end; the older region ABIs will be others. */
+/** One device's migration interface: the kernel's v2 feature, or one of the older generations, which are regions of the device. */
 export interface VfioMigrationPort extends MigrationAbilities {
-  readonly abi: 'v2' | 'v1' | 'v7' | 'fake';
+  /** v2: the feature (Linux 5.18). v1: region type 3 (Linux 5.8-5.17). v7: the draft of July 2019. regions: the draft of February 2019. */
+  readonly abi: 'v2' | 'v1' | 'v7' | 'regions' | 'fake';
   /** The last state that was known; after a rejection of setState() it was asked for anew. */
   readonly state: VfioState;
   /** Rejects when the device refuses (SysError as cause) or does not answer within the deadline. Never call it twice at once. */
@@ -86,12 +87,16 @@ export interface VfioMigrationPort extends MigrationAbilities {
   stopCopySize(): Promise<number | null>;
   /** Only in the PRE_COPY states; null: the driver does not say. */
   precopyInfo(): Promise<{ initial: number; dirty: number } | null>;
-  /** The fd that the native pumps read or write; null where the back end has none (then read() and write()), or no session is open. */
-  readonly dataFd: number | null;
   /** true while a saving or resuming session is open. */
   readonly sessionOpen: boolean;
-  read(into: Uint8Array): Promise<number | 'drained' | 'end'>;
-  write(from: Uint8Array): Promise<void>;
+  /** Device -> sink, at most about `budget` bytes and only whole chunks. 'drained': nothing more for now (PRE_COPY); 'end': that was all. */
+  save(sink: ChunkSink, budget: number): Promise<PumpResult>;
+  /** One chunk of `length` bytes, as it was saved. Rejects with SysError (or VmmError 'vfio-data') when the device refuses it; the
+   *  chunk's bytes are consumed all the same. */
+  load(source: ChunkSource, length: number): Promise<void>;
+  /** Leaves RESUMING for STOP, which is where a driver judges what it was given. 'late': this interface or driver has no such arc, the
+   *  device stays in RESUMING and judges on its way to RUNNING. Rejects as setState() does when the device refuses what it was given. */
+  finishLoad(): Promise<'validated' | 'late'>;
   /** Ends the session at our side (after the state that owned it was left). */
   endSession(): void;
   /** The device was reset: it is RUNNING and its session is void. */

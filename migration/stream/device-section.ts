@@ -1,6 +1,6 @@
 // A device's bulk state in the layout of QEMU's VFIO section: START holds SETUP and END, each PART and the END section DATA records up to
 // END. ChunkSink and ChunkSource are made here: by `put`/`take` for plug-ins in TypeScript, by `pump` between data fd and socket in C++.
-import type { ChunkSink, ChunkSource, Migratable, PumpResult } from '../../devices/contract.ts';
+import type { ChunkPiece, ChunkSink, ChunkSource, Migratable, PumpResult } from '../../devices/contract.ts';
 import { StreamError } from '../../native/errno.ts';
 import { ByteBuilder } from './bytes.ts';
 import { BULK_RECORD_MAX, BULK_SECTION_VERSION, BULK_TAG, bulkSectionName } from './format.ts';
@@ -36,6 +36,11 @@ export class BulkSink implements ChunkSink {
     const result = await this.#writer.channel.pumpFrom(fd, budget, BULK_TAG.data);
     this.bytes += result.bytes;
     return result;
+  }
+
+  async pumpPieces(pieces: readonly ChunkPiece[]): Promise<void> {
+    await this.#writer.channel.pumpPiecesFrom(pieces, BULK_TAG.data);
+    this.bytes += lengthOf(pieces);
   }
 }
 
@@ -78,6 +83,15 @@ class BulkRecord implements ChunkSource {
     this.#claim(length);
     return this.#reader.channel.pumpTo(fd, length);
   }
+
+  pumpPieces(pieces: readonly ChunkPiece[]): Promise<void> {
+    this.#claim(lengthOf(pieces));
+    return this.#reader.channel.pumpPiecesTo(pieces);
+  }
+}
+
+function lengthOf(pieces: readonly ChunkPiece[]): number {
+  return pieces.reduce((sum, piece) => sum + ('bytes' in piece ? piece.bytes.length : piece.length), 0);
 }
 
 /** What becomes of a device's DATA records at the destination; null: they are read and thrown away (a negative control of the tests). */

@@ -166,6 +166,12 @@ export class FakeVfioKernel implements KernelDoor {
   pwrite(_fd: number, _offset: bigint | number, from: Uint8Array): number {
     return from.length;
   }
+  async preadAsync(fd: number, offset: bigint | number, into: Uint8Array): Promise<number> {
+    return this.pread(fd, offset, into);
+  }
+  async pwriteAsync(fd: number, offset: bigint | number, from: Uint8Array): Promise<number> {
+    return this.pwrite(fd, offset, from);
+  }
   closeFd(fd: number): void {
     this.closed.push(fd);
     closeSync(fd);

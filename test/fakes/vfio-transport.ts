@@ -2,7 +2,15 @@
 // Its states follow the text of linux/vfio.h (enum vfio_device_mig_state), written here a second time on purpose: nothing of
 // devices/vfio/migration/states.ts is used. It has no data fd; bytes go by read() and write().
 
-import type { GpaRange, HostMapping, PageBitmap, RamRange } from '../../devices/contract.ts';
+import type {
+  ChunkSink,
+  ChunkSource,
+  GpaRange,
+  HostMapping,
+  PageBitmap,
+  PumpResult,
+  RamRange,
+} from '../../devices/contract.ts';
 import type {
   DmaLogPort,
   VfioInfo,
@@ -238,7 +246,6 @@ export class FakePort implements VfioMigrationPort {
   readonly abi = 'fake';
   readonly preCopy: boolean;
   readonly p2p: boolean;
-  readonly dataFd = null;
   /** The device's own memory: what a migration must carry. */
   contents = Uint8Array.from({ length: 5000 }, (_, i) => (i * 7) & 0xff);
   /** Bytes of the stream that pre-copy offers before STOP_COPY. */
@@ -298,7 +305,18 @@ export class FakePort implements VfioMigrationPort {
     return { initial: Math.max(0, this.preCopyBytes - this.#read), dirty: 0 };
   }
 
-  async read(into: Uint8Array): Promise<number | 'drained' | 'end'> {
+  async save(sink: ChunkSink, budget: number): Promise<PumpResult> {
+    for (let bytes = 0; ; ) {
+      if (bytes >= budget) return { bytes, end: 'more' };
+      const chunk = new Uint8Array(Math.min(budget - bytes, 2 ** 20));
+      const got = this.#take(chunk);
+      if (typeof got === 'string') return { bytes, end: got };
+      await sink.put(chunk.slice(0, got));
+      bytes += got;
+    }
+  }
+
+  #take(into: Uint8Array): number | 'drained' | 'end' {
     if (this.#session !== 'saving') throw new SysError('read(data fd)', EINVAL);
     const running = this.#state !== 'stop-copy';
     const short = this.#device.faults.find((fault) => fault.kind === 'short-read');
@@ -314,9 +332,15 @@ export class FakePort implements VfioMigrationPort {
     return count;
   }
 
-  async write(from: Uint8Array): Promise<void> {
+  async load(source: ChunkSource, length: number): Promise<void> {
+    const from = await source.take(length);
     if (this.#session !== 'resuming') throw new SysError('write(data fd)', EINVAL);
     this.#written.push(from.slice());
+  }
+
+  async finishLoad(): Promise<'validated'> {
+    await this.setState('stop');
+    return 'validated';
   }
 
   endSession(): void {

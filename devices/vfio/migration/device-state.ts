@@ -2,13 +2,12 @@
 // where the device has pre-copy, RUNNING_P2P -> STOP_COPY or RUNNING -> STOP_COPY where it has less; RESUMING -> STOP at the other end.
 // Driven by migration/ in the order of its phases.ts; every refusal goes down the ladder of recover.ts. linux/vfio.h
 import { VmmError } from '../../../native/errno.ts';
-import type { ChunkSink, ChunkSource, Migratable, PumpResult } from '../../contract.ts';
-import { backToRunning, type Recoverable, transition } from './recover.ts';
+import type { ChunkSink, ChunkSource, Migratable } from '../../contract.ts';
+import { backToRunning, orRecover, type Recoverable, transition } from './recover.ts';
 import { quiescedOf } from './states.ts';
 
 /** A driver that cannot say how much is to come is never believed to fit a downtime limit; x-stop-copy-size says it instead. */
 export const UNKNOWN_SIZE = 100 * 2 ** 30;
-const CHUNK = 2 ** 20;
 /** Per pump call in stop-copy: the channel frames it by itself. */
 const DRAIN_BUDGET = 64 * 2 ** 20;
 
@@ -26,9 +25,9 @@ export interface LivePolicy {
 export class VfioLive implements Migratable {
   readonly #device: Recoverable;
   readonly #policy: LivePolicy;
-  readonly #buffer = new Uint8Array(CHUNK);
   #preCopyBytes = 0;
   #stopCopyBytes = 0;
+  #lateValidation = false;
 
   constructor(device: Recoverable, policy: LivePolicy) {
     this.#device = device;
@@ -71,7 +70,7 @@ export class VfioLive implements Migratable {
   async iterate(sink: ChunkSink, budget: number): Promise<'more' | 'drained'> {
     const { port } = this.#device;
     if (port.state !== 'pre-copy' && port.state !== 'pre-copy-p2p') return 'drained';
-    const result = await this.#pump(sink, budget);
+    const result = await this.#device.port.save(sink, budget);
     this.#preCopyBytes += result.bytes;
     return result.end === 'more' ? 'more' : 'drained';
   }
@@ -88,7 +87,7 @@ export class VfioLive implements Migratable {
 
   async drain(sink: ChunkSink): Promise<void> {
     for (;;) {
-      const { bytes, end } = await this.#pump(sink, DRAIN_BUDGET);
+      const { bytes, end } = await this.#device.port.save(sink, DRAIN_BUDGET);
       this.#stopCopyBytes += bytes;
       if (end === 'end') return;
       // ENOMSG is PRE_COPY's; in STOP_COPY it would mean that nothing more ever comes, with no end. linux/vfio.h
@@ -114,10 +113,8 @@ export class VfioLive implements Migratable {
   async loadChunk(source: ChunkSource, length: number): Promise<void> {
     const { port, name } = this.#device;
     if (port.state !== 'resuming') throw this.#error('device data came before its set-up');
-    const fd = port.dataFd;
     try {
-      if (fd !== null) await source.pump(fd, length);
-      else await port.write(await source.take(length));
+      await port.load(source, length);
     } catch (cause) {
       if (!(cause instanceof Error) || !('errno' in cause)) throw cause;
       throw new VmmError('device-data', `${name}: the device refused its state (${cause.message})`, {
@@ -130,7 +127,13 @@ export class VfioLive implements Migratable {
 
   /** The driver judges what it was given when it leaves RESUMING: this is the real result of the load. */
   async loadEnd(): Promise<void> {
-    await transition(this.#device, 'stop', 'reset');
+    const { port } = this.#device;
+    const step = { to: 'stop', go: () => port.finishLoad(), recover: 'reset' } as const;
+    this.#lateValidation = (await orRecover(this.#device, step)) === 'late';
+  }
+
+  get lateValidation(): boolean {
+    return this.#lateValidation;
   }
 
   async run(): Promise<void> {
@@ -140,21 +143,6 @@ export class VfioLive implements Migratable {
 
   async cancel(): Promise<void> {
     await backToRunning(this.#device);
-  }
-
-  async #pump(sink: ChunkSink, budget: number): Promise<PumpResult> {
-    const { port } = this.#device;
-    const fd = port.dataFd;
-    if (fd !== null) return sink.pump(fd, budget);
-    // Back ends without an fd: the bytes go through this thread.
-    let bytes = 0;
-    while (bytes < budget) {
-      const got = await port.read(this.#buffer.subarray(0, Math.min(CHUNK, budget - bytes)));
-      if (typeof got === 'string') return { bytes, end: got };
-      await sink.put(this.#buffer.slice(0, got));
-      bytes += got;
-    }
-    return { bytes, end: 'more' };
   }
 
   #error(what: string): VmmError {

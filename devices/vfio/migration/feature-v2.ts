@@ -1,7 +1,6 @@
 // The kernel's VFIO migration v2 (Linux 5.18 and later) as a VfioMigrationPort. Called by device-state.ts and recover.ts.
 // State changes run on a native thread with a deadline; the session's data fd is ours until endSession().
 // linux/vfio.h, VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_MIG_GET_PRECOPY_INFO
-import { read, write } from 'node:fs';
 import {
   VFIO_DEVICE_FEATURE,
   VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
@@ -17,6 +16,7 @@ import {
   vfio_precopy_info,
 } from '../../../native/abi/vfio.ts';
 import { SysError, VmmError } from '../../../native/errno.ts';
+import type { ChunkSink, ChunkSource, PumpResult } from '../../contract.ts';
 import { within } from '../deadline.ts';
 import type { KernelDoor } from '../kernel-door.ts';
 import type { VfioMigrationPort, VfioState } from '../transport.ts';
@@ -71,6 +71,7 @@ export class FeatureV2 implements VfioMigrationPort {
     return this.#state;
   }
 
+  /** For tests and `ferry vfio check`: the session's fd. */
   get dataFd(): number | null {
     return this.#dataFd;
   }
@@ -136,31 +137,17 @@ export class FeatureV2 implements VfioMigrationPort {
     };
   }
 
-  async read(into: Uint8Array): Promise<number | 'drained' | 'end'> {
-    const fd = this.#session();
-    return new Promise((resolve, reject) => {
-      read(fd, into, 0, into.length, null, (error, bytes) => {
-        if (error === null) resolve(bytes === 0 ? 'end' : bytes);
-        // The temporary end of the PRE_COPY stream. linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO
-        else if (error.code === 'ENOMSG') resolve('drained');
-        else reject(new SysError('read(data fd)', Math.abs(error.errno ?? 5)));
-      });
-    });
+  save(sink: ChunkSink, budget: number): Promise<PumpResult> {
+    return sink.pump(this.#session(), budget);
   }
 
-  async write(from: Uint8Array): Promise<void> {
-    const fd = this.#session();
-    const bytes = await new Promise<number>((resolve, reject) => {
-      write(fd, from, 0, from.length, null, (error, done) => {
-        if (error === null) resolve(done);
-        else reject(new SysError('write(data fd)', Math.abs(error.errno ?? 5)));
-      });
-    });
-    // A driver that takes only a part has refused. QEMU and the vfio-user specification hold the same.
-    if (bytes !== from.length)
-      throw new VmmError('vfio-data', `${this.#name}: the device took ${bytes} of ${from.length} bytes`, {
-        exitCode: 1,
-      });
+  load(source: ChunkSource, length: number): Promise<void> {
+    return source.pump(this.#session(), length);
+  }
+
+  async finishLoad(): Promise<'validated'> {
+    await this.setState('stop');
+    return 'validated';
   }
 
   endSession(): void {

@@ -16,15 +16,25 @@ export interface Recoverable {
 }
 
 /** Goes to `target`, or down the ladder and rejects with all that happened. `recover` 'reset': no state to fall back to. */
-export async function transition(device: Recoverable, target: VfioState, recover: VfioState | 'reset'): Promise<void> {
+export function transition(device: Recoverable, target: VfioState, recover: VfioState | 'reset'): Promise<void> {
+  return orRecover(device, { to: target, go: () => device.port.setState(target), recover });
+}
+
+/** What changes the state by itself. */
+export interface Step<T> {
+  readonly to: VfioState;
+  readonly go: () => Promise<T>;
+  readonly recover: VfioState | 'reset';
+}
+
+export async function orRecover<T>(device: Recoverable, { to, go, recover }: Step<T>): Promise<T> {
   try {
-    await device.port.setState(target);
-    return;
+    return await go();
   } catch (first) {
     if (recover !== 'reset' && device.port.state !== 'error') {
       try {
         await device.port.setState(recover);
-        device.log.warn({ target, recover, why: messageOf(first) }, 'device refused a state change');
+        device.log.warn({ target: to, recover, why: messageOf(first) }, 'device refused a state change');
         throw new VmmError('device-refused', messageOf(first), { cause: first, exitCode: 1 });
       } catch (second) {
         if (second instanceof VmmError && second.code === 'device-refused') throw second;

@@ -20,6 +20,9 @@ class Wire implements ChunkSink, ChunkSource {
   async pump(): Promise<never> {
     throw new Error('the fake has no fd');
   }
+  async pumpPieces(): Promise<never> {
+    throw new Error('the fake has no region');
+  }
 }
 
 function made(options: FakeOptions = {}, devices = 1) {

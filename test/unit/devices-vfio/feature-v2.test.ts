@@ -131,13 +131,27 @@ describe('VFIO migration v2', () => {
     port.endSession();
   });
 
-  it('reads to the end and writes whole: /dev/null as a data fd', async () => {
+  it('pumps the data fd of its session, and none outside of one', async () => {
     const { port } = made();
     await port.setState('stop-copy');
-    expect(await port.read(new Uint8Array(10))).toBe('end');
-    await port.write(new Uint8Array(10));
+    const asked: unknown[] = [];
+    const wire = {
+      put: () => Promise.reject(new Error('not here')),
+      take: () => Promise.reject(new Error('not here')),
+      pumpPieces: () => Promise.reject(new Error('not here')),
+      pump: async (...args: unknown[]) => {
+        asked.push(args);
+        return { bytes: 7, end: 'end' as const };
+      },
+    };
+    expect(await port.save(wire, 100)).toEqual({ bytes: 7, end: 'end' });
+    await port.load({ ...wire, pump: async (...args: unknown[]) => void asked.push(args) }, 9);
+    expect(asked).toEqual([
+      [port.dataFd, 100],
+      [port.dataFd, 9],
+    ]);
     port.endSession();
-    await expect(port.read(new Uint8Array(1))).rejects.toThrow(/no migration session/);
+    await expect(async () => port.save(wire, 1)).rejects.toThrow(/no migration session/);
   });
 });
 
