@@ -27,6 +27,9 @@ const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
   'x-no-mmap': flag('trap every BAR access instead of mapping BARs into the guest (slow; for debugging)'),
   'enable-migration': text('on, off or auto (default): off forbids to move the guest'),
   'x-device-log': flag("off: do not use the device's own log of its DMA writes, but the IOMMU container's dirty pages"),
+  'require-validated': flag(
+    'on: do not take a device whose driver judges its state only after the hand-over (older migration interfaces)',
+  ),
   'x-switchover-time': {
     kind: 'number',
     required: false,
@@ -154,6 +157,7 @@ function liveOf(
     fixedDowntimeMs: typeof fixed === 'number' ? fixed : DEFAULT_FIXED_MS,
     stopCopySize: typeof size === 'number' ? size : null,
     disabled: properties['enable-migration'] === 'off',
+    requireValidated: properties['require-validated'] === true,
     deviceCount: () => shared.devices,
   });
 }
