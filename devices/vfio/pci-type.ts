@@ -9,6 +9,7 @@ import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { AllOfRam, ContainerDirty } from './migration/container-dirty.ts';
 import { Immovable, VfioLive } from './migration/device-state.ts';
 import { DmaLog } from './migration/dma-log.ts';
+import { RegionDirty } from './migration/region-dirty.ts';
 import { VfioContainer } from './open-group.ts';
 import { VfioPciFunction } from './pci-function.ts';
 import { forceReset } from './reset.ts';
@@ -120,7 +121,7 @@ interface DirtyParts {
   readonly properties: Readonly<Record<string, PropertyValue>>;
 }
 
-/** The device's log, else the container's pages, else all of RAM. */
+/** The device's log or what its migration region tells, else the container's pages, else all of RAM. */
 function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts): DirtySource {
   const ram = host.memory.ranges;
   const newBitmap = () => door.createBitmap(host.ram.size / PAGE);
@@ -129,8 +130,10 @@ function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts)
     // A device behind an IOMMU: type1 knows no more than that its pages are pinned. linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES
     shared.containerDirty = port === null ? new AllOfRam(ram) : new ContainerDirty(port, ram, newBitmap, true);
   }
-  const wanted = properties['x-device-log'] !== false && transport.dmaLog !== null;
-  return wanted ? new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty) : shared.containerDirty;
+  if (properties['x-device-log'] === false) return shared.containerDirty;
+  if (transport.dmaLog !== null) return new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty);
+  const region = transport.migration?.dirtyPages ?? null;
+  return region === null ? shared.containerDirty : new RegionDirty(region, ram, newBitmap, shared.containerDirty);
 }
 
 function liveOf(
