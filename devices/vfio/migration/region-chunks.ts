@@ -85,8 +85,7 @@ export class RegionChunks {
       await this.#load(source, length, claim);
     } catch (cause) {
       await discard(source, left);
-      if (!refusedByDevice(cause)) throw cause;
-      throw this.#error(`the device refused its state (${whatFailed(cause, this.#region.name)})`, cause);
+      throw refusalOf(cause, this.#region.name) ?? cause;
     }
   }
 
@@ -110,19 +109,17 @@ export class RegionChunks {
     );
   }
 
-  #error(what: string, cause: unknown = undefined): VmmError {
-    return new VmmError('vfio-data', `${this.#region.name}: ${what}`, { cause, exitCode: 1 });
+  #error(what: string): VmmError {
+    return new VmmError('vfio-data', `${this.#region.name}: ${what}`, { exitCode: 1 });
   }
 }
 
-/** With what was being done, but without the name of the device, which the sentence around it has. */
-function whatFailed(error: Error, name: string): string {
-  return error.message.replace(`${name}: `, '');
-}
-
-/** A register or the data section; what the channel says is another matter. */
-function refusedByDevice(error: unknown): error is Error {
-  return error instanceof SysError || (error instanceof VmmError && error.code === 'vfio-region');
+/** What a device that refuses its state is told as: a register or the data section failed. null: that is another matter. */
+export function refusalOf(error: unknown, name: string): VmmError | null {
+  if (!(error instanceof SysError) && !(error instanceof VmmError && error.code === 'vfio-region')) return null;
+  // Without the name of the device, which the sentence around it has.
+  const text = `${name}: the device refused its state (${error.message.replace(`${name}: `, '')})`;
+  return new VmmError('vfio-data', text, { cause: error, exitCode: 1 });
 }
 
 /** So that the stream stays in step behind a record that nobody wants. */
