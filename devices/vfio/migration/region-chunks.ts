@@ -116,7 +116,9 @@ export class RegionChunks {
 
 /** What a device that refuses its state is told as: a register or the data section failed. null: that is another matter. */
 export function refusalOf(error: unknown, name: string): VmmError | null {
-  if (!(error instanceof SysError) && !(error instanceof VmmError && error.code === 'vfio-region')) return null;
+  // The channel has syscalls of its own that fail.
+  const ofData = error instanceof SysError && /^p(read|write)\b/.test(error.syscall);
+  if (!ofData && !(error instanceof VmmError && error.code === 'vfio-region')) return null;
   // Without the name of the device, which the sentence around it has.
   const text = `${name}: the device refused its state (${error.message.replace(`${name}: `, '')})`;
   return new VmmError('vfio-data', text, { cause: error, exitCode: 1 });

@@ -2,7 +2,7 @@
 // its data section is made of (mmapped windows and the trapped rest). Used by the back ends of the older interfaces and by probe-abi.ts.
 // A driver works while a register is accessed, so that runs on a native thread with a deadline. linux/vfio.h, VFIO_REGION_INFO
 import { SysError, VmmError } from '../../../native/errno.ts';
-import type { ChunkPiece, GpaRange, HostMapping } from '../../contract.ts';
+import type { ChunkPiece, GpaRange, HostMapping, PageBitmap } from '../../contract.ts';
 import { within } from '../deadline.ts';
 import type { RegionPlace } from '../kernel-device.ts';
 import type { KernelDoor } from '../kernel-door.ts';
@@ -97,6 +97,13 @@ export class RegionDoor {
     return { fd: this.#parts.fd, offset: this.#parts.region.fdOffset + offset };
   }
 
+  /** ORs a bitmap that the driver has put at `offset` into `into`: `bits` granules of `granule` bytes from RAM offset `start` on. */
+  async orBits(at: { offset: number; bits: number }, into: PageBitmap, start: number, granule: number): Promise<void> {
+    const what = `${this.name}: reading the dirty bitmap in region ${this.index}`;
+    const work = into.orFrom({ ...this.fdPlace(at.offset), bits: at.bits }, start, granule);
+    await this.#within(what, work);
+  }
+
   /** Takes the mapped windows down. The device fd is its opener's. */
   close(): void {
     for (const { mapping } of this.#windows ?? []) mapping?.unmap();
@@ -113,18 +120,20 @@ export class RegionDoor {
   async #access(doing: string, field: Field, length: number, go: () => Promise<number>): Promise<void> {
     const what = `${this.name}: ${doing} ${field.name} of region ${this.index}`;
     await this.#afterOverdue(what);
-    const work = go();
-    let done: number;
+    const done = await this.#within(what, go());
+    // Some drivers answer with how much they did not do, so that any other number is an error.
+    if (done === length) return;
+    throw new VmmError('vfio-region', `${what} gave ${done} instead of ${length} bytes`, { exitCode: 1 });
+  }
+
+  async #within<T>(what: string, work: Promise<T>): Promise<T> {
     try {
-      done = await within(work, { ms: this.#parts.deadlineMs, what });
+      return await within(work, { ms: this.#parts.deadlineMs, what });
     } catch (cause) {
       if (isOverdue(cause)) this.#overdue = settled(work);
       if (!(cause instanceof SysError)) throw cause;
       throw new VmmError('vfio-region', `${what} failed (${cause.code})`, { cause, exitCode: 1 });
     }
-    // Some drivers answer with how much they did not do, so that any other number is an error.
-    if (done === length) return;
-    throw new VmmError('vfio-region', `${what} gave ${done} instead of ${length} bytes`, { exitCode: 1 });
   }
 
   async #afterOverdue(what: string): Promise<void> {

@@ -6,7 +6,7 @@ import type { ChunkSink, ChunkSource, PumpResult } from '../../contract.ts';
 import type { RegionDirtyPort, VfioMigrationPort, VfioState } from '../transport.ts';
 import { word } from './feature-v2.ts';
 import { RegionChunks } from './region-chunks.ts';
-import { isOverdue, type RegionDoor } from './region-door.ts';
+import type { RegionDoor } from './region-door.ts';
 import { RegionState } from './region-state.ts';
 import { Turns } from './turns.ts';
 
@@ -101,8 +101,7 @@ export class RegionPort implements VfioMigrationPort {
       return 'validated';
     } catch (error) {
       // The text draws RESUMING -> RUNNING only, so that a driver may refuse this without having anything against the data.
-      const late = this.state === 'resuming' && error instanceof VmmError && !isOverdue(error.cause);
-      if (late) return 'late';
+      if (this.state === 'resuming' && this.#state.refused) return 'late';
       throw error;
     }
   }

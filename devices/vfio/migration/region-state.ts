@@ -14,6 +14,7 @@ const DEVICE_STATE: Field = { name: 'device_state', at: vfio_device_migration_in
 export class RegionState {
   readonly #region: RegionDoor;
   #state: VfioState;
+  #refused = false;
   /** A write outlived its deadline: what it made of the device is known when it has ended. */
   #unsure = false;
 
@@ -26,7 +27,13 @@ export class RegionState {
     return this.#state;
   }
 
+  /** Whether the last go() ended with a write that the driver refused: other failures say nothing about the way. */
+  get refused(): boolean {
+    return this.#refused;
+  }
+
   async go(target: VfioState): Promise<void> {
+    this.#refused = false;
     if (this.#unsure) await this.#readBack();
     const from = this.#state;
     const walk = walkOf(from, target);
@@ -44,9 +51,12 @@ export class RegionState {
     try {
       const now = await this.#region.readU32(DEVICE_STATE);
       this.#expect(from, stateOfBits(now & VFIO_DEVICE_STATE_MASK));
+      this.#refused = true;
       await this.#region.writeU32(DEVICE_STATE, ((now & ~VFIO_DEVICE_STATE_MASK) | STATE_BITS[next]) >>> 0);
+      this.#refused = false;
       this.#state = next;
     } catch (cause) {
+      this.#refused &&= !isOverdue(cause);
       if (isOverdue(cause)) this.#unsure = true;
       else await this.#readBack();
       const why = whyOf(cause, this.#region.name);

@@ -83,7 +83,7 @@ class DirtyPfns implements RegionDirtyPort {
         throw this.#error(`its driver's copied_pfns is ${copied}, but ${left} pages were asked for`);
       }
       const bits = Number(copied);
-      await into.orFrom({ ...(await this.#bitmapPlace(bits)), bits }, start, size);
+      await this.#shared.region.orBits({ offset: await this.#bitmapAt(bits), bits }, into, start, size);
       done += bits;
       left -= bits;
     }
@@ -98,11 +98,11 @@ class DirtyPfns implements RegionDirtyPort {
     return region.readU64(field('copied_pfns'));
   }
 
-  async #bitmapPlace(bits: number): Promise<{ fd: number; offset: number }> {
+  async #bitmapAt(bits: number): Promise<number> {
     const { chunks, region } = this.#shared;
     const offset = await chunks.dataOffset();
     const bytes = Math.ceil(bits / 8);
-    if (offset + bytes <= region.size) return region.fdPlace(offset);
+    if (offset + bytes <= region.size) return offset;
     throw this.#error(
       `its driver's copied_pfns is ${bits}, but there is no room for ${bytes} bytes at data_offset ${offset}`,
     );

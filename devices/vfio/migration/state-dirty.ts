@@ -81,7 +81,7 @@ export class StateDirty implements RegionDirtyPort {
       for (let done = 0; done < range.size; done += most * PAGE) {
         const pages = Math.min(most, (range.size - done) / PAGE);
         await this.#query(range.gpa + done, pages);
-        await into.orFrom({ ...bitmap.fdPlace(0), bits: pages }, range.slice.offset + done, PAGE);
+        await bitmap.orBits({ offset: 0, bits: pages }, into, range.slice.offset + done, PAGE);
       }
     }
   }

@@ -207,7 +207,7 @@ describe('dirty system memory', () => {
     device.fail.push({ op: 'read', field: 'bitmap', nth: 1 });
     await live.stop();
     expect(device.state).toBe(3);
-    await expect(source.collect(into)).rejects.toThrow(/pread/);
+    await expect(source.collect(into)).rejects.toThrow(/reading the dirty bitmap in region 11 failed \(EIO\)/);
     await source.collect(into);
   });
 

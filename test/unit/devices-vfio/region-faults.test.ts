@@ -36,6 +36,27 @@ describe.each(['v1', 'v7'] as const)('faults of %s', (abi) => {
     }
   }
 
+  it.each([true, false])(
+    'RUNNING refused at the end of a load (from STOP: %s): told, and the device is reset',
+    async (stopAfterLoad) => {
+      const records = await saveAll(await made({ contents: CONTENTS }));
+      const side = await made({ stopAfterLoad });
+      await loadAll(side, records);
+      side.device.refuse.push({ from: stopAfterLoad ? 0 : 4, to: 1, lands: 6 });
+      await expect(side.live.run()).rejects.toMatchObject({ code: 'device-reset' });
+      expect([side.device.bits, side.port.state, side.ladder.at(-1)]).toEqual([1, 'running', 'rearm']);
+    },
+  );
+
+  it('device_state that cannot be read at the end of a load is no late validation: refused, and reset', async () => {
+    const records = await saveAll(await made({ contents: CONTENTS }));
+    const side = await made();
+    // At the opening, before RESUMING, and now.
+    side.device.fail.push({ op: 'read', register: 'device_state', nth: 3 });
+    await expect(loadAll(side, records)).rejects.toMatchObject({ code: 'device-reset' });
+    expect([side.live.lateValidation, side.device.bits]).toEqual([false, 1]);
+  });
+
   it('stop-and-copy -> RUNNING refused on the way back: reset, and armed anew', async () => {
     const side = await made({ strict: true });
     await saveAll(side);
