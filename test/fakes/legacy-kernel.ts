@@ -115,7 +115,7 @@ export class LegacyKernel extends FakeVfioKernel {
       if (bits % 8 !== 0) bytes[bytes.length - 1]! &= (1 << (bits % 8)) - 1;
       bitmap.orBytes(start, bytes, granule);
     };
-    return Object.assign(bitmap, { orFrom });
+    return Object.defineProperty(bitmap, 'orFrom', { value: orFrom });
   }
 }
 
