@@ -72,6 +72,8 @@ export class LegacyKernel extends FakeVfioKernel {
   }
 
   override mapFd(_fd: number, offset: number, size: number): HostMapping {
+    // As the addon: that is no errno but our own mistake.
+    if (size === 0 || size % 4096 !== 0 || offset % 4096 !== 0) throw new RangeError('multiples of 4096');
     if (this.refuseMmap) throw new SysError('mmap', EINVAL);
     const { region, at } = placeOf(offset);
     this.mapped += 1;

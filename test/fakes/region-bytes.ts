@@ -23,6 +23,7 @@ export class RegionBytes {
     upTo(size);
   }
 
+  /** `start` is where a stretch begins. */
   area({ start }: GpaRange): ArrayBuffer {
     return this.#stretches.find((each) => each.start === start)!.bytes.buffer;
   }

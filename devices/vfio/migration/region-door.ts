@@ -6,6 +6,7 @@ import type { ChunkPiece, GpaRange, HostMapping, PageBitmap } from '../../contra
 import { within } from '../deadline.ts';
 import type { RegionPlace } from '../kernel-device.ts';
 import type { KernelDoor } from '../kernel-door.ts';
+import { wholePages } from '../regions.ts';
 
 /** A register: what the text calls it, and its offset in the region. */
 export interface Field {
@@ -144,7 +145,9 @@ export class RegionDoor {
 
   #mapped(): readonly Window[] {
     const { door, fd, region } = this.#parts;
-    this.#windows ??= [...region.areas]
+    this.#windows ??= region.areas
+      .map(({ start, length }) => wholePages(start, length))
+      .filter(({ length }) => length > 0)
       .sort((a, b) => a.start - b.start)
       .map((area) => ({
         area,

@@ -70,6 +70,9 @@ class DirtyPfns implements RegionDirtyPort {
 
   async #walk(range: RamRange, into: PageBitmap): Promise<void> {
     const size = this.#pageSize;
+    if (range.gpa % size !== 0) {
+      throw this.#error(`its driver tells dirty pages by ${size} bytes, and RAM begins at 0x${range.gpa.toString(16)}`);
+    }
     for (let done = 0, left = Math.ceil(range.size / size); left > 0; ) {
       const copied = await this.#ask(range.gpa / size + done, left);
       const start = range.slice.offset + done * size;

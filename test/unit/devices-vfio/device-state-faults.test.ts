@@ -128,6 +128,27 @@ describe('faults', () => {
     }
   }
 
+  it.each([
+    ['RUNNING|LOGGING', 2, (side: Side) => side.live.saveSetup()],
+    ['STOP', 1, (side: Side) => saveAll(side)],
+  ] as const)('%s -> RUNNING refused on the way back: reset, and armed anew', async (_, from, go) => {
+    const side = await stateRegionsLive(FULL);
+    await go(side);
+    side.device.refuse.push({ from, to: 0 });
+    await side.live.cancel();
+    expect(side.ladder).toEqual(['resetting the device', 'reset', 'rearm']);
+    expect([side.device.state, side.device.active, side.port.state]).toEqual([0, true, 'running']);
+  });
+
+  it('STOP -> RUNNING refused at the end of a load: told, and the device is reset', async () => {
+    const { records } = await movedState(FULL);
+    const side = await stateRegionsLive(FULL);
+    await loadAll(side, records);
+    side.device.refuse.push({ from: 1, to: 0 });
+    await expect(side.live.run()).rejects.toMatchObject({ code: 'device-reset' });
+    expect([side.device.state, side.device.active]).toEqual([0, true]);
+  });
+
   it('the reset fails, or the device is gone: lost, by name', async () => {
     const side = await stateRegionsLive(FULL);
     await side.live.loadSetup();

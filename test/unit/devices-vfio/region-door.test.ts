@@ -104,6 +104,18 @@ describe('the pieces of a data section', () => {
     expect(kernel.mapped).toBe(0);
   });
 
+  it('are mapped in whole pages: what an area has beyond them is trapped', () => {
+    const odd = [
+      { start: PAGE, length: PAGE + 600 },
+      { start: 4 * PAGE, length: 500 },
+    ];
+    const { door } = made({ areas: odd, size: 5 * PAGE });
+    expect(shape(door.piecesOf(PAGE, 4 * PAGE))).toEqual([
+      ['mapping', 0, PAGE],
+      [DEVICE_FD, 2 * PAGE, 3 * PAGE],
+    ]);
+  });
+
   it('are trapped where the driver refuses the mmap that it offered', () => {
     const { door, kernel } = made({ areas, size: 5 * PAGE });
     kernel.refuseMmap = true;

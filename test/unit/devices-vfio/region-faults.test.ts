@@ -57,6 +57,15 @@ describe.each(['v1', 'v7'] as const)('faults of %s', (abi) => {
     expect([side.live.lateValidation, side.device.bits]).toEqual([false, 1]);
   });
 
+  it('pre-copy -> RUNNING refused on the way back: reset, and armed anew', async () => {
+    const side = await made();
+    await side.live.saveSetup();
+    side.device.refuse.push({ from: 3, to: 1, lands: 3 });
+    await side.live.cancel();
+    expect(side.ladder).toEqual(['resetting the device', 'reset', 'rearm']);
+    expect([side.device.bits, side.port.state, side.port.sessionOpen]).toEqual([1, 'running', false]);
+  });
+
   it('stop-and-copy -> RUNNING refused on the way back: reset, and armed anew', async () => {
     const side = await made({ strict: true });
     await saveAll(side);

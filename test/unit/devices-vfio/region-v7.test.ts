@@ -201,6 +201,18 @@ describe('dirty pfns', () => {
     ]);
   });
 
+  it('of a device whose pages are larger than RAM is aligned to are an error', async () => {
+    const odd = [RANGES[0]!, { gpa: 2 ** 32 + 65536 + PAGE, size: MIB, slice: { ram, offset: 4 * MIB, size: MIB } }];
+    const { live, port, kernel, dirty } = await tracked();
+    dirty.pageSizes = [65536];
+    await live.saveSetup();
+    const source = new RegionDirty(port.dirtyPages!, odd, () => kernel.createBitmap(PAGES), null);
+    await source.start([]);
+    await expect(source.collect(kernel.createBitmap(PAGES))).rejects.toThrow(
+      /tells dirty pages by 65536 bytes, and RAM begins at 0x100011000/,
+    );
+  });
+
   it('of a device that takes no page size of ours are an error', async () => {
     const { live, dirty, source, into } = await tracked();
     dirty.pageSizes = [2 ** 30];
