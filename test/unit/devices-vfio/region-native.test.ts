@@ -11,11 +11,13 @@ import { pair } from '../native/channel-pair.ts';
 
 const kvm = kvmNode();
 const PAGE = 4096;
-const dir = mkdtempSync(join(tmpdir(), 'ferry-region-'));
-const fds: number[] = [];
+/** Of each region that was made. */
+const made: { readonly dir: string; readonly fd: number }[] = [];
 afterAll(() => {
-  for (const fd of fds) closeSync(fd);
-  rmSync(dir, { recursive: true });
+  for (const { dir, fd } of made) {
+    closeSync(fd);
+    rmSync(dir, { recursive: true });
+  }
 });
 
 const hasAccess = 'preadAsync' in kvm;
@@ -23,10 +25,11 @@ if (!hasAccess) console.warn('skipped: this build of the addon cannot access reg
 
 /** A region at a page of a file, the second and third page of which can be mapped. */
 function region(name: string, size: number): { door: RegionDoor; path: string } {
+  const dir = mkdtempSync(join(tmpdir(), 'ferry-region-'));
   const path = join(dir, name);
   writeFileSync(path, new Uint8Array(PAGE + size));
   const fd = openSync(path, 'r+');
-  fds.push(fd);
+  made.push({ dir, fd });
   const place = {
     index: 9,
     size,
