@@ -73,6 +73,7 @@ function offerText(offer: DeviceOffer): string {
       offer.migration.stopCopySize === null ? 'unknown size' : `about ${bytes(offer.migration.stopCopySize)}`;
     lines.push(`  migration: ${offer.migration.abi}, ${offer.migration.flags.join(' ')}, ${size} when stopped`);
   }
+  for (const fact of offer.migrationFacts) lines.push(`    ${fact}`);
   lines.push(`  log of its own DMA: ${offer.dmaLog ? 'yes' : 'no'}`);
   lines.push(
     offer.blocker === null ? '  a guest with it can be moved' : `  a guest with it cannot be moved: ${offer.blocker}`,

@@ -69,6 +69,8 @@ export interface DirtyPages {
   readonly kvm: number | null;
   readonly vmm: number | null;
   readonly deviceLog: number | null;
+  /** What devices report through a migration region (the interfaces of 2019). */
+  readonly region: number | null;
   readonly container: number | null;
 }
 export interface RoundReport {

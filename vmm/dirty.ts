@@ -73,6 +73,7 @@ export class MergingTracker implements DirtyTracker {
       kvm: null,
       vmm: null,
       deviceLog: null,
+      region: null,
       container: null,
       allOfRam: null,
     };

@@ -23,7 +23,7 @@ import { availableBytes, type Bdf, groupBlockers, type HostPciDevice, lockableBy
 import { KernelDevice } from './kernel-device.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { openDmaLog } from './migration/dma-log.ts';
-import { openFeatureV2 } from './migration/feature-v2.ts';
+import { type AbiWish, ANY_ABI, openMigration } from './migration/probe-abi.ts';
 import type { DmaSpace, VfioTransport } from './transport.ts';
 import { readType1Info, Type1Dma } from './type1-dma.ts';
 
@@ -80,8 +80,8 @@ export class VfioContainer {
   }
 
   /** One after the other: the second device of a machine finds RAM mapped by the first. */
-  open(bdf: Bdf): Promise<VfioTransport> {
-    const opened = this.#turn.then(() => this.#openNext(bdf));
+  open(bdf: Bdf, wish: AbiWish = ANY_ABI): Promise<VfioTransport> {
+    const opened = this.#turn.then(() => this.#openNext(bdf, wish));
     this.#turn = opened.then(
       () => undefined,
       () => undefined,
@@ -89,21 +89,21 @@ export class VfioContainer {
     return opened;
   }
 
-  async #openNext(bdf: Bdf): Promise<VfioTransport> {
+  async #openNext(bdf: Bdf, wish: AbiWish): Promise<VfioTransport> {
     // The kernel would hand out a second fd of the same device, and two models would then fight over its interrupts.
     if (this.#open.has(bdf)) throw new VmmError('vfio-twice', `${bdf} is given twice; leave one of the two --device`);
     const device = checkOpenable(this.#paths, bdf);
     const group = this.#openGroup(device);
     try {
       await this.#mapRam();
-      return this.#openDevice(bdf, group);
+      return await this.#openDevice(bdf, group, wish);
     } catch (error) {
       await this.#leave(group);
       throw error;
     }
   }
 
-  #openDevice(bdf: Bdf, group: Group): VfioTransport {
+  async #openDevice(bdf: Bdf, group: Group, wish: AbiWish): Promise<VfioTransport> {
     let fd: number;
     try {
       fd = this.#door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group.fd, VFIO_GROUP_GET_DEVICE_FD, cString(bdf));
@@ -116,16 +116,20 @@ export class VfioContainer {
         },
       );
     }
+    const door = this.#door;
     try {
-      const door = this.#door;
+      const containerTracks = this.dma.dirty !== null;
+      const migration = await openMigration({ door, fd, name: bdf, containerTracks }, wish);
       const transport = new KernelDevice({
         kind: 'group',
         name: bdf,
         door,
         fd,
-        migration: openFeatureV2(door, fd, bdf),
+        migration: migration.port,
         dmaLog: openDmaLog(door, fd, bdf),
         closed: () => {
+          // Mapped windows keep the device open, and with it its group.
+          migration.close();
           this.#open.delete(bdf);
           return this.#leave(group);
         },
@@ -133,7 +137,7 @@ export class VfioContainer {
       this.#open.add(bdf);
       return transport;
     } catch (error) {
-      this.#door.closeFd(fd);
+      door.closeFd(fd);
       throw error;
     }
   }

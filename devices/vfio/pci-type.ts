@@ -1,6 +1,6 @@
 // The device type 'vfio-pci' with QEMU's property names: opens the device, puts the guest-visible function together.
 // Registered by the machine's registry; create() is called once per -device. One container per machine is shared by all of them.
-// QEMU: `-device vfio-pci,help`; ours are the properties that begin with x-device-log, x-switchover and x-stop-copy.
+// QEMU: `-device vfio-pci,help`; ours are x-device-log, x-switchover-time, x-stop-copy-size, x-migration-abi, split and require-validated.
 import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import type { DeviceHost, DeviceType, DirtySource, Migratable, PropertySpec, PropertyValue } from '../contract.ts';
@@ -9,6 +9,8 @@ import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { AllOfRam, ContainerDirty } from './migration/container-dirty.ts';
 import { Immovable, VfioLive } from './migration/device-state.ts';
 import { DmaLog } from './migration/dma-log.ts';
+import { ABI_CHOICES, type AbiWish } from './migration/probe-abi.ts';
+import { RegionDirty } from './migration/region-dirty.ts';
 import { VfioContainer } from './open-group.ts';
 import { VfioPciFunction } from './pci-function.ts';
 import { forceReset } from './reset.ts';
@@ -27,6 +29,13 @@ const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
   'x-no-mmap': flag('trap every BAR access instead of mapping BARs into the guest (slow; for debugging)'),
   'enable-migration': text('on, off or auto (default): off forbids to move the guest'),
   'x-device-log': flag("off: do not use the device's own log of its DMA writes, but the IOMMU container's dirty pages"),
+  'x-migration-abi': text(
+    `the migration interface that the device speaks, where what is found is wrong: ${ABI_CHOICES.join(', ')}`,
+  ),
+  split: flag('on: commit chunks in pieces that are larger than this host’s device takes at once (older interfaces)'),
+  'require-validated': flag(
+    'on: do not take a device whose driver judges its state only after the hand-over (older migration interfaces)',
+  ),
   'x-switchover-time': {
     kind: 'number',
     required: false,
@@ -68,10 +77,11 @@ export function createVfioPciType({ door, paths, open }: VfioPciTypeParts): Devi
     properties: PROPERTIES,
     async create(host, id, properties) {
       const bdf = addressOf(properties);
+      const wish = wishOf(properties);
       const shared = sharedOf(host);
       const { transport, dma } =
         open === null
-          ? { transport: await shared.container.open(bdf), dma: shared.container.dma }
+          ? { transport: await shared.container.open(bdf, wish), dma: shared.container.dma }
           : await open(bdf, host);
       try {
         const dirty = dirtyOf({ host, door, shared, transport, dma, properties });
@@ -108,6 +118,15 @@ function addressOf(properties: Readonly<Record<string, PropertyValue>>): Bdf {
   );
 }
 
+function wishOf(properties: Readonly<Record<string, PropertyValue>>): AbiWish {
+  const asked = properties['x-migration-abi'] ?? 'auto';
+  const abi = ABI_CHOICES.find((choice) => choice === asked);
+  if (abi === undefined) {
+    throw new VmmError('device-property', `x-migration-abi=${asked}: one of ${ABI_CHOICES.join(', ')} is wanted`);
+  }
+  return { abi, split: properties['split'] === true };
+}
+
 interface DirtyParts {
   readonly host: DeviceHost;
   readonly door: KernelDoor;
@@ -117,7 +136,7 @@ interface DirtyParts {
   readonly properties: Readonly<Record<string, PropertyValue>>;
 }
 
-/** The device's log, else the container's pages, else all of RAM. */
+/** The device's log or what its migration region tells, else the container's pages, else all of RAM. */
 function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts): DirtySource {
   const ram = host.memory.ranges;
   const newBitmap = () => door.createBitmap(host.ram.size / PAGE);
@@ -126,8 +145,10 @@ function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts)
     // A device behind an IOMMU: type1 knows no more than that its pages are pinned. linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES
     shared.containerDirty = port === null ? new AllOfRam(ram) : new ContainerDirty(port, ram, newBitmap, true);
   }
-  const wanted = properties['x-device-log'] !== false && transport.dmaLog !== null;
-  return wanted ? new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty) : shared.containerDirty;
+  if (properties['x-device-log'] === false) return shared.containerDirty;
+  if (transport.dmaLog !== null) return new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty);
+  const region = transport.migration?.dirtyPages ?? null;
+  return region === null ? shared.containerDirty : new RegionDirty(region, ram, newBitmap, shared.containerDirty);
 }
 
 function liveOf(
@@ -154,6 +175,7 @@ function liveOf(
     fixedDowntimeMs: typeof fixed === 'number' ? fixed : DEFAULT_FIXED_MS,
     stopCopySize: typeof size === 'number' ? size : null,
     disabled: properties['enable-migration'] === 'off',
+    requireValidated: properties['require-validated'] === true,
     deviceCount: () => shared.devices,
   });
 }

@@ -16,7 +16,7 @@ import { groupBlockers, groupMembers, type HostPciDevice, listHostPci, parseBdf 
 import { KernelDevice } from './kernel-device.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { openDmaLog } from './migration/dma-log.ts';
-import { openFeatureV2 } from './migration/feature-v2.ts';
+import { ANY_ABI, openMigration } from './migration/probe-abi.ts';
 import { checkOpenable } from './open-group.ts';
 import type { VfioInfo } from './transport.ts';
 import { readType1Info } from './type1-dma.ts';
@@ -58,6 +58,8 @@ export interface DeviceOffer {
     readonly flags: readonly string[];
     readonly stopCopySize: number | null;
   } | null;
+  /** What was found of the generations of the migration interface, as sentences. */
+  readonly migrationFacts: readonly string[];
   readonly dmaLog: boolean;
   /** Why a guest with this device could not be migrated; null: it could. */
   readonly blocker: string | null;
@@ -79,9 +81,11 @@ export async function probeDevice(door: KernelDoor, paths: HostPaths, address: s
     const iommu = readType1Info(door, container);
     const name = Buffer.from(`${device.bdf}\0`, 'latin1');
     const fd = door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group, VFIO_GROUP_GET_DEVICE_FD, name);
-    const migration = openFeatureV2(door, fd, device.bdf);
+    const containerTracks = iommu.dirtyPageSizes !== 0n;
+    const found = await openMigration({ door, fd, name: device.bdf, containerTracks }, ANY_ABI);
+    const migration = found.port;
     const dmaLog = openDmaLog(door, fd, device.bdf);
-    const closed = async () => {};
+    const closed = async () => found.close();
     const opened = new KernelDevice({ kind: 'group', name: device.bdf, door, fd, migration, dmaLog, closed });
     try {
       const flags = ['STOP_COPY', ...(migration?.p2p ? ['P2P'] : []), ...(migration?.preCopy ? ['PRE_COPY'] : [])];
@@ -95,6 +99,7 @@ export async function probeDevice(door: KernelDoor, paths: HostPaths, address: s
         },
         migration:
           migration === null ? null : { abi: migration.abi, flags, stopCopySize: await migration.stopCopySize() },
+        migrationFacts: found.facts,
         dmaLog: dmaLog !== null,
         blocker: migration === null ? `its driver ${device.driver} offers no VFIO migration` : null,
       };

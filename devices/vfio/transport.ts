@@ -11,6 +11,8 @@ export interface VfioRegionInfo {
   readonly writable: boolean;
   /** Windows of the region that mmap() accepts; empty: everything is trapped. Page-aligned, as the driver gave them. */
   readonly areas: readonly GpaRange[];
+  /** What a region beyond the fixed ones is for (VFIO_REGION_INFO_CAP_TYPE); null: one of the fixed ones, or it does not say. */
+  readonly type: { readonly type: number; readonly subtype: number } | null;
 }
 
 export interface VfioIrqInfo {
@@ -89,6 +91,8 @@ export interface VfioMigrationPort extends MigrationAbilities {
   precopyInfo(): Promise<{ initial: number; dirty: number } | null>;
   /** true while a saving or resuming session is open. */
   readonly sessionOpen: boolean;
+  /** Dirty pages that this interface reports beside the state (the drafts of 2019); null: others know them (v1, v2). */
+  readonly dirtyPages: RegionDirtyPort | null;
   /** Device -> sink, at most about `budget` bytes and only whole chunks. 'drained': nothing more for now (PRE_COPY); 'end': that was all. */
   save(sink: ChunkSink, budget: number): Promise<PumpResult>;
   /** One chunk of `length` bytes, as it was saved. Rejects with SysError (or VmmError 'vfio-data') when the device refuses it; the
@@ -101,6 +105,15 @@ export interface VfioMigrationPort extends MigrationAbilities {
   endSession(): void;
   /** The device was reset: it is RUNNING and its session is void. */
   wasReset(): void;
+}
+
+/** The dirty pages of a migration region. By IOVA, which is the guest-physical address here. */
+export interface RegionDirtyPort {
+  /** Asks the device nothing: it reports in its saving states only. */
+  start(ram: readonly RamRange[], newBitmap: () => PageBitmap): void;
+  /** ORs into `into` what was written since the last collect. Rejects outside of the saving states, where nobody knows. */
+  collect(into: PageBitmap): Promise<void>;
+  stop(): void;
 }
 
 /** VFIO_DEVICE_FEATURE_DMA_LOGGING_*. Ranges and reports are by IOVA, which is the guest-physical address here. */

@@ -18,9 +18,14 @@ export interface LivePolicy {
   readonly stopCopySize: number | null;
   /** enable-migration=off. */
   readonly disabled: boolean;
+  /** A device that cannot be asked whether its state is good before the source lets go is not loaded. */
+  readonly requireValidated: boolean;
   /** How many passed-through devices the machine has; all need P2P states when there are several. */
   deviceCount(): number;
 }
+
+/** Interfaces that draw no arc from RESUMING to STOP: whether a driver has it is found out by trying. */
+const MAY_BE_LATE: ReadonlySet<string> = new Set(['v1', 'v7']);
 
 export class VfioLive implements Migratable {
   readonly #device: Recoverable;
@@ -107,6 +112,20 @@ export class VfioLive implements Migratable {
   async loadSetup(): Promise<void> {
     this.#preCopyBytes = 0;
     this.#stopCopyBytes = 0;
+    await transition(this.#device, 'resuming', 'reset');
+    if (this.#policy.requireValidated && MAY_BE_LATE.has(this.#device.port.abi)) await this.#tryLeaving();
+  }
+
+  /** With nothing loaded: what counts is whether the way exists. A driver that fails on this has judged, which is what was asked. */
+  async #tryLeaving(): Promise<void> {
+    const found = await this.#device.port.finishLoad().catch(() => null);
+    if (found === 'late') {
+      await backToRunning(this.#device);
+      throw this.#error(
+        'its driver validates device state only when the guest runs here, and require-validated=on forbids that: leave it away, or use a host whose driver goes from RESUMING to STOP',
+      );
+    }
+    if (found === null) await backToRunning(this.#device);
     await transition(this.#device, 'resuming', 'reset');
   }
 

@@ -47,6 +47,7 @@ export function openFeatureV2(door: KernelDoor, fd: number, name: string): Featu
 
 export class FeatureV2 implements VfioMigrationPort {
   readonly abi = 'v2';
+  readonly dirtyPages = null;
   readonly preCopy: boolean;
   readonly p2p: boolean;
   readonly #on: FeatureDoor;
