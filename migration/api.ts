@@ -70,6 +70,7 @@ export interface DirtyPages {
   readonly vmm: number | null;
   readonly deviceLog: number | null;
   readonly container: number | null;
+  readonly iommufd: number | null;
 }
 export interface RoundReport {
   readonly n: number;

@@ -286,7 +286,11 @@ export class DiaryTracker implements DirtyTracker {
       bitmap.set(0, kvm);
     }
     this.#round += 1;
-    return { bitmap, pages: { kvm, vmm: 0, deviceLog: null, container: null, allOfRam: null }, failed: [] };
+    return {
+      bitmap,
+      pages: { kvm, vmm: 0, deviceLog: null, container: null, iommufd: null, allOfRam: null },
+      failed: [],
+    };
   }
   async stop(): Promise<void> {
     this.#machine.diary.note('dirty.stop');
