@@ -27,7 +27,7 @@ describe.skipIf(unavailable !== null)('VFIO by character device and iommufd', ()
 
   beforeAll(async () => {
     guest = await buildGuest(cacheRoot(), 'cloud');
-    lab = await startLab({ devices: ['edu'] });
+    lab = await startLab({ devices: ['edu', 'nvme'] });
     bdf = lab.host(0).bdf('edu');
     await lab.host(0).run(ferry('vfio', 'bind', bdf));
   });
@@ -146,6 +146,19 @@ describe.skipIf(unavailable !== null)('VFIO by character device and iommufd', ()
     // What the message says is enough.
     const kib = MEMORY_MIB * 1024;
     await workload(asNobody(kib, command('memmap=2M$0xe000000 mode=workload')), 20);
+  });
+
+  it('runs a guest with two devices that share an iommufd and its page table: NVMe reads back what it wrote', async () => {
+    const host = lab.host(0);
+    const nvme = host.bdf('nvme');
+    await host.run(ferry('vfio', 'bind', nvme));
+    const devices = [bdf, nvme].flatMap((each) => ['--device', `vfio-pci,host=${each},iommufd=iommufd0`]);
+    const command = run('mode=nvme blocks=128 seed=3', '--object', 'iommufd,id=iommufd0', ...devices);
+    const result = await host.exec(command, { timeoutMs: LIMIT_MS });
+    expect(result.code, result.stderr).toBe(0);
+    expect(result.stdout).toMatch(/^nvme read=\d+ written=(\d+) back=\1 bytes=524288 ok=1/m);
+    await noFaults();
+    await host.run(ferry('vfio', 'unbind', nvme));
   });
 
   it('gives the device back', async () => {
