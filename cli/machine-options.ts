@@ -3,6 +3,7 @@ import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
 import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
 import { createVfioPciType } from '../devices/vfio/pci-type.ts';
 import { kvmNode } from '../native/addon.ts';
+import { parseObjects } from '../vmm/object-syntax.ts';
 import type { OptionTable } from './options.ts';
 
 export const SHARED_OPTIONS: OptionTable = {
@@ -10,6 +11,11 @@ export const SHARED_OPTIONS: OptionTable = {
     kind: 'list',
     value: 'SPEC',
     help: "a device in QEMU's -device syntax (or JSON), may be repeated:\nvfio-pci,host=0000:65:00.0[,id=...][,addr=...]; 'help' lists all,\n'vfio-pci,help' the properties of one",
+  },
+  object: {
+    kind: 'list',
+    value: 'SPEC',
+    help: "in QEMU's -object syntax, may be repeated: iommufd,id=ID[,fd=N], for\ndevices with iommufd=ID; N: an open /dev/iommu that was inherited",
   },
   plugin: { kind: 'list', value: 'FILE', help: 'a JavaScript file that adds a device type (docs/plugins.md)' },
   serial: {
@@ -36,8 +42,9 @@ export const SHARED_OPTIONS: OptionTable = {
   },
 };
 
-export async function openRegistry(plugins: readonly string[]): Promise<DeviceRegistry> {
-  const registry = createRegistry([createVfioPciType({ door: kvmNode(), paths: HOST_PATHS, open: null })]);
+export async function openRegistry(plugins: readonly string[], objects: readonly string[]): Promise<DeviceRegistry> {
+  const parts = { door: kvmNode(), paths: HOST_PATHS, objects: parseObjects(objects), open: null };
+  const registry = createRegistry([createVfioPciType(parts)]);
   for (const file of plugins) await registry.loadPlugin(file);
   return registry;
 }

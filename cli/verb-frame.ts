@@ -22,7 +22,7 @@ export async function startVerb(
   }
   const parsed = parseOptions(verb.name, verb.options, args);
   const log = createLog(parseLevel(parsed.value('log-level')));
-  const registry = await openRegistry(parsed.list('plugin'));
+  const registry = await openRegistry(parsed.list('plugin'), parsed.list('object'));
   const help = deviceHelp(parsed.list('device'), registry);
   if (help !== null) process.stdout.write(help);
   return help === null ? { parsed, log, registry } : null;

@@ -53,6 +53,13 @@ function listText(devices: readonly ListedDevice[]): string {
     .join('');
 }
 
+function iommufdText({ cdev, iommufd, dirtyTracking, note }: DeviceOffer['iommufd']): string {
+  const there = `${cdev ?? 'no character device'}, ${iommufd ? '/dev/iommu' : 'no /dev/iommu'}`;
+  const tracking =
+    dirtyTracking === null ? `unknown${note === null ? '' : ` (${note})`}` : dirtyTracking ? 'yes' : 'no';
+  return `${there}; dirty pages by the IOMMU: ${tracking}`;
+}
+
 function offerText(offer: DeviceOffer): string {
   const lines = [describe(offer.device)];
   for (const region of offer.info.regions.filter(({ size }) => size > 0)) {
@@ -65,6 +72,7 @@ function offerText(offer: DeviceOffer): string {
   lines.push(
     `  IOMMU page sizes: ${sizes.join(', ')}; dirty pages by the container: ${offer.iommu.dirtyPages ? 'yes' : 'no'}`,
   );
+  lines.push(`  iommufd: ${iommufdText(offer.iommufd)}`);
   for (const range of offer.iommu.iovaRanges) {
     lines.push(`  IOVA 0x${hex(range.start, 1)}-0x${hex(range.start + range.length - 1, 1)}`);
   }

@@ -152,7 +152,7 @@ export interface DirtySource {
   /** What takes its place when this one is switched off for a migration (a device's DMA log: the container's); null: all of RAM. */
   readonly fallback: DirtySource | null;
 }
-export type DirtySourceKind = 'kvm' | 'vmm' | 'deviceLog' | 'region' | 'container' | 'allOfRam';
+export type DirtySourceKind = 'kvm' | 'vmm' | 'deviceLog' | 'region' | 'container' | 'iommufd' | 'allOfRam';
 
 /** What the machine builds, resets, saves and closes. A missing ability is null. */
 export interface Device {

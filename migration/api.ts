@@ -72,6 +72,7 @@ export interface DirtyPages {
   /** What devices report through a migration region (the interfaces of 2019). */
   readonly region: number | null;
   readonly container: number | null;
+  readonly iommufd: number | null;
 }
 export interface RoundReport {
   readonly n: number;

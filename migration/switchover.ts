@@ -187,6 +187,7 @@ function addPages(before: DirtyPages | null, last: DirtyPages): DirtyPages {
     deviceLog: sum('deviceLog'),
     region: sum('region'),
     container: sum('container'),
+    iommufd: sum('iommufd'),
   };
 }
 

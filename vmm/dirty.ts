@@ -75,6 +75,7 @@ export class MergingTracker implements DirtyTracker {
       deviceLog: null,
       region: null,
       container: null,
+      iommufd: null,
       allOfRam: null,
     };
     for (const source of this.#running) pages[source.name] = 0;
@@ -119,7 +120,7 @@ export class MergingTracker implements DirtyTracker {
     const devices = this.#parts
       .devices()
       .map((source) => (source.name === 'deviceLog' && !options.deviceLog ? (source.fallback ?? this.#all) : source));
-    // Several devices may name one container: it is asked once.
+    // Several devices may name one container or IOMMU page table: it is asked once.
     return [...new Set([...this.#parts.own, ...devices])];
   }
 

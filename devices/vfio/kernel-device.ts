@@ -1,5 +1,5 @@
 // A VFIO device fd of the kernel: regions, interrupts, reset. Group and cdev share it; they differ in how the fd is opened.
-// Made by open-group.ts, used through VfioTransport. Region accesses are synchronous (config space, trapped BARs); reset is not.
+// Made by device-fd.ts, used through VfioTransport. Region accesses are synchronous (config space, trapped BARs); reset is not.
 // linux/vfio.h, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_SET_IRQS, VFIO_DEVICE_RESET
 import {
   VFIO_DEVICE_FLAGS_PCI,
@@ -61,6 +61,8 @@ export interface KernelDeviceParts {
   readonly fd: number;
   readonly migration: VfioMigrationPort | null;
   readonly dmaLog: DmaLogPort | null;
+  /** Called once, while the device fd is still open: what must be taken back by it; null: nothing. */
+  readonly closing: (() => void) | null;
   /** Called once, after the device fd was closed. */
   readonly closed: () => Promise<void>;
 }
@@ -75,6 +77,7 @@ export class KernelDevice implements VfioTransport {
   readonly #door: KernelDoor;
   readonly #fd: number;
   readonly #regions: readonly RegionPlace[];
+  readonly #closing: (() => void) | null;
   readonly #closed: () => Promise<void>;
   #open = true;
 
@@ -85,6 +88,7 @@ export class KernelDevice implements VfioTransport {
     this.dmaLog = parts.dmaLog;
     this.#door = parts.door;
     this.#fd = parts.fd;
+    this.#closing = parts.closing;
     this.#closed = parts.closed;
     const device = readDeviceInfo(parts.door, parts.fd);
     const regions = readRegions(parts.door, parts.fd, device.regions);
@@ -130,6 +134,7 @@ export class KernelDevice implements VfioTransport {
     if (!this.#open) return;
     this.#open = false;
     this.migration?.endSession();
+    this.#closing?.();
     this.#door.closeFd(this.#fd);
     await this.#closed();
   }

@@ -1,7 +1,7 @@
 // Opening a device through /dev/vfio/GROUP: the container that all vfio-pci devices of one machine share, its groups, the device fd.
 // Called by pci-type.ts on the JS thread; every failure is one VmmError line that names the remedy. Nothing is ever rebound here.
 // Documentation/driver-api/vfio.rst ("VFIO Usage Example"); linux/vfio.h
-import { closeSync, constants, existsSync, openSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   VFIO_API_VERSION,
@@ -18,14 +18,16 @@ import {
 } from '../../native/abi/vfio.ts';
 import { SysError, VmmError } from '../../native/errno.ts';
 import type { DeviceHost, RamRange } from '../contract.ts';
+import { deviceOnFd } from './device-fd.ts';
 import { checkIovaRanges, checkPinning } from './host-limits.ts';
-import { availableBytes, type Bdf, groupBlockers, type HostPciDevice, lockableBytes, readHostPci } from './host-pci.ts';
-import { KernelDevice } from './kernel-device.ts';
+import { availableBytes, type Bdf, type HostPciDevice, lockableBytes } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
-import { openDmaLog } from './migration/dma-log.ts';
-import { type AbiWish, ANY_ABI, openMigration } from './migration/probe-abi.ts';
+import { type AbiWish, ANY_ABI } from './migration/probe-abi.ts';
+import { type BoundDevice, checkOpenable, codeOf, notViable, openFile } from './open-checks.ts';
 import type { DmaSpace, VfioTransport } from './transport.ts';
 import { readType1Info, Type1Dma } from './type1-dma.ts';
+
+const LOAD_VFIO = 'load VFIO with `modprobe vfio-pci`';
 
 /** What the machine gives: its RAM, and KVM's ear for group fds. */
 export type ContainerHost = Pick<DeviceHost, 'ram' | 'memory' | 'kvmVfio'>;
@@ -34,25 +36,6 @@ interface Group {
   readonly number: number;
   readonly fd: number;
   users: number;
-}
-
-/** Checks, without touching the device, that it can be opened. Gives its IOMMU group. */
-export function checkOpenable(paths: HostPaths, bdf: Bdf): HostPciDevice & { readonly group: number } {
-  const device = readHostPci(paths, bdf);
-  if (device.group === null) {
-    throw new VmmError(
-      'no-iommu',
-      `${bdf} has no IOMMU group: switch the IOMMU on in the firmware and boot this host with intel_iommu=on (Intel) or amd_iommu=on (AMD)`,
-    );
-  }
-  if (!device.isVfio) {
-    const found = device.driver === null ? 'bound to no driver' : `bound to driver ${device.driver}`;
-    throw new VmmError('not-vfio', `${bdf} is ${found}, not to a VFIO one: run \`ferry vfio bind ${bdf}\` first`);
-  }
-  if (!existsSync(join(paths.dev, 'vfio/vfio'))) {
-    throw new VmmError('no-vfio', '/dev/vfio/vfio is missing: load VFIO with `modprobe vfio-pci`');
-  }
-  return { ...device, group: device.group };
 }
 
 /** Everything that the passed-through devices of one machine share. Opened with the first of them, closed with the last. */
@@ -116,20 +99,16 @@ export class VfioContainer {
         },
       );
     }
-    const door = this.#door;
     try {
-      const containerTracks = this.dma.dirty !== null;
-      const migration = await openMigration({ door, fd, name: bdf, containerTracks }, wish);
-      const transport = new KernelDevice({
+      const { device: transport } = await deviceOnFd({
         kind: 'group',
         name: bdf,
-        door,
+        door: this.#door,
         fd,
-        migration: migration.port,
-        dmaLog: openDmaLog(door, fd, bdf),
+        closing: null,
+        wish,
+        tracks: this.dma.dirty !== null,
         closed: () => {
-          // Mapped windows keep the device open, and with it its group.
-          migration.close();
           this.#open.delete(bdf);
           return this.#leave(group);
         },
@@ -137,20 +116,20 @@ export class VfioContainer {
       this.#open.add(bdf);
       return transport;
     } catch (error) {
-      door.closeFd(fd);
+      this.#door.closeFd(fd);
       throw error;
     }
   }
 
   /** A group is opened once; its other functions share the fd (a second open gives EBUSY). */
-  #openGroup(device: HostPciDevice & { readonly group: number }): Group {
+  #openGroup(device: BoundDevice): Group {
     const known = this.#groups.get(device.group);
     if (known !== undefined) {
       known.users += 1;
       return known;
     }
     const path = join(this.#paths.dev, 'vfio', String(device.group));
-    const fd = openFile(path, device);
+    const fd = openFile(path, device.bdf, LOAD_VFIO);
     let attached = false;
     try {
       this.#checkViable(fd, device);
@@ -170,26 +149,18 @@ export class VfioContainer {
     return group;
   }
 
-  #checkViable(fd: number, device: HostPciDevice & { readonly group: number }): void {
+  #checkViable(fd: number, device: BoundDevice): void {
     const status = new Uint8Array(vfio_group_status.size);
     const view = new DataView(status.buffer);
     view.setUint32(vfio_group_status.argsz, status.length, true);
     this.#door.ioctl('VFIO_GROUP_GET_STATUS', fd, VFIO_GROUP_GET_STATUS, status);
     if ((view.getUint32(vfio_group_status.flags, true) & VFIO_GROUP_FLAGS_VIABLE) !== 0) return;
-    const others = groupBlockers(this.#paths, device.group).filter((each) => each.bdf !== device.bdf);
-    const named = others.map((each) => `${each.bdf} (${each.driver})`).join(', ');
-    const commands = others.map((each) => `\`ferry vfio bind ${each.bdf}\``).join(', ');
-    throw new VmmError(
-      'group-not-viable',
-      others.length === 0
-        ? `${device.bdf}: IOMMU group ${device.group} is not viable: another device of the group is in use by this host, see /sys/kernel/iommu_groups/${device.group}/devices`
-        : `${device.bdf}: IOMMU group ${device.group} is not viable, for it also holds ${named}, in use by this host: run ${commands} too, or use a device in a group of its own`,
-    );
+    throw notViable(this.#paths, device);
   }
 
   #openContainer(): number {
     if (this.#fd !== null) return this.#fd;
-    const fd = openFile(join(this.#paths.dev, 'vfio/vfio'), null);
+    const fd = openFile(join(this.#paths.dev, 'vfio/vfio'), 'VFIO', LOAD_VFIO);
     this.#fd = fd;
     const version = this.#door.ioctl('VFIO_GET_API_VERSION', fd, VFIO_GET_API_VERSION, 0);
     if (version !== VFIO_API_VERSION) {
@@ -268,36 +239,6 @@ export class VfioContainer {
     if (this.#fd !== null) closeSync(this.#fd);
     this.#fd = null;
   }
-}
-
-/** `device`: whose group this is, null for the container. */
-function openFile(path: string, device: HostPciDevice | null): number {
-  try {
-    return openSync(path, constants.O_RDWR);
-  } catch (cause) {
-    const code = codeOf(cause);
-    const who = device === null ? 'VFIO' : device.bdf;
-    if (code === 'EACCES' || code === 'EPERM') {
-      throw new VmmError(
-        'vfio-denied',
-        `${who}: no permission for ${path}: run as root, or give your user the file with \`chown $USER ${path}\``,
-        { cause },
-      );
-    }
-    if (code === 'EBUSY') {
-      throw new VmmError('vfio-busy', `${who}: ${path} is in use by another process (\`fuser -v ${path}\` names it)`, {
-        cause,
-      });
-    }
-    if (code === 'ENOENT') {
-      throw new VmmError('no-vfio', `${who}: ${path} is missing: load VFIO with \`modprobe vfio-pci\``, { cause });
-    }
-    throw new VmmError('vfio-open', `${who}: ${path} cannot be opened (${code})`, { cause });
-  }
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error ? String(error.code) : String(error);
 }
 
 function int32(value: number): Uint8Array {

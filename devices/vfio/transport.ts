@@ -1,5 +1,5 @@
 // What a VFIO device is to the rest of this room, however its fd was opened: regions, interrupts, DMA, migration, DMA log.
-// Implemented by kernel-device.ts (group; later cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
+// Implemented by kernel-device.ts (group and cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
 // migration/*. Types only. What may block (state changes, reset, DMA map, DMA log) is a promise: it runs on a native thread.
 // linux/vfio.h
 import type { ChunkSink, ChunkSource, GpaRange, HostMapping, PageBitmap, PumpResult, RamRange } from '../contract.ts';
@@ -132,11 +132,20 @@ export interface DmaSpace {
   readonly iovaRanges: readonly GpaRange[];
   map(range: RamRange): Promise<void>;
   unmap(range: RamRange): Promise<void>;
-  /** VFIO_IOMMU_DIRTY_PAGES; null: this IOMMU does not track at 4 KiB. */
+  /** VFIO_IOMMU_DIRTY_PAGES or a hwpt's dirty bits; null: this IOMMU does not track at 4 KiB. */
   readonly dirty: ContainerDirtyPort | null;
 }
 
+/** A device that was opened, and what its DMA goes through. */
+export interface OpenedDevice {
+  readonly transport: VfioTransport;
+  readonly dma: DmaSpace;
+}
+
 export interface ContainerDirtyPort {
+  readonly kind: 'container' | 'iommufd';
+  /** True when every mapped page is reported at every query. */
+  readonly coarse: boolean;
   start(): Promise<void>;
   /** ORs the pages of one mapped range into `into`. */
   report(range: RamRange, into: PageBitmap): Promise<void>;

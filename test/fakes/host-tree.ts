@@ -62,6 +62,22 @@ export class HostTree {
     if (driver !== null) writeFileSync(join(this.paths.dev, 'vfio', String(group)), '');
   }
 
+  /** The character device of one that VFIO has, and /dev/iommu. */
+  cdev(bdf: string, name: string): void {
+    mkdirSync(join(this.#device(bdf), 'vfio-dev', name), { recursive: true });
+    mkdirSync(join(this.paths.dev, 'vfio/devices'), { recursive: true });
+    writeFileSync(join(this.paths.dev, 'vfio/devices', name), '');
+    writeFileSync(join(this.paths.dev, 'iommu'), '');
+  }
+
+  /** Which directory of sysfs stands for a character device, by "major:minor". */
+  charDevice(number: string, directory: string): void {
+    mkdirSync(join(this.paths.sys, 'dev/char'), { recursive: true });
+    const path = join(this.paths.sys, directory);
+    mkdirSync(path, { recursive: true });
+    symlinkSync(path, join(this.paths.sys, 'dev/char', number));
+  }
+
   driverOf(bdf: string): string | null {
     const link = join(this.#device(bdf), 'driver');
     return existsSync(link) ? basename(readlinkSync(link)) : null;

@@ -288,7 +288,7 @@ export class DiaryTracker implements DirtyTracker {
     this.#round += 1;
     return {
       bitmap,
-      pages: { kvm, vmm: 0, deviceLog: null, region: null, container: null, allOfRam: null },
+      pages: { kvm, vmm: 0, deviceLog: null, region: null, container: null, iommufd: null, allOfRam: null },
       failed: [],
     };
   }

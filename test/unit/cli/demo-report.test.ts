@@ -18,14 +18,14 @@ const GOOD: DemoReport = {
     maxGapMs: 60,
   },
   device: { bdf: '0000:00:11.0', driver: 'd', abi: 'v2', flags: [], preCopyBytes: 10, stopCopyBytes: 4200 },
-  dirty: { kvm: 5, vmm: 0, deviceLog: 3, region: null, container: null },
+  dirty: { kvm: 5, vmm: 0, deviceLog: 3, region: null, container: null, iommufd: null },
   migration: {
     rounds: [1, 2].map((n) => ({
       n,
       ms: 1,
       sentPages: 1,
       zeroPages: 0,
-      dirty: { kvm: 1, vmm: 0, deviceLog: 0, region: null, container: null },
+      dirty: { kvm: 1, vmm: 0, deviceLog: 0, region: null, container: null, iommufd: null },
       ended: 'x',
     })),
     totalMs: 2000,

@@ -208,7 +208,7 @@ describe("the container's dirty pages", () => {
   it('are asked mapping by mapping at 4 KiB and ORed in', async () => {
     const kernel = new FakeVfioKernel();
     const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3));
-    const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap, true);
+    const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap);
     await source.start(GPAS);
     kernel.dirty = [1];
     const into = newBitmap();

@@ -24,7 +24,12 @@ async function sourceOf(options: FakeOptions, region: RegionDirtyPort | null, pr
   const fake = new FakeVfio(options);
   if (region !== null) Object.defineProperty(fake.migration, 'dirtyPages', { value: region });
   const open = async () => ({ transport: fake, dma: null });
-  const type = createVfioPciType({ door: new LegacyKernel(new MigrationRegionDevice()), paths: tree.paths, open });
+  const type = createVfioPciType({
+    objects: [],
+    door: new LegacyKernel(new MigrationRegionDevice()),
+    paths: tree.paths,
+    open,
+  });
   const device = await type.create(new FakeHost(sizedRam(MIB)), 'dev0', { host: NAME, ...properties });
   return { name: device.dirty!.name, fallback: device.dirty!.fallback?.name ?? null };
 }
@@ -45,10 +50,14 @@ describe('the dirty source', () => {
 
 describe('properties', () => {
   const create = (kernel: LegacyKernel, properties: Record<string, PropertyValue>) =>
-    createVfioPciType({ door: kernel, paths: tree.paths, open: null }).create(new FakeHost(sizedRam(MIB)), 'dev0', {
-      host: NAME,
-      ...properties,
-    });
+    createVfioPciType({ objects: [], door: kernel, paths: tree.paths, open: null }).create(
+      new FakeHost(sizedRam(MIB)),
+      'dev0',
+      {
+        host: NAME,
+        ...properties,
+      },
+    );
 
   it('x-migration-abi takes six words; another is refused before the device is touched', async () => {
     const kernel = new LegacyKernel(new MigrationRegionDevice());
@@ -69,7 +78,12 @@ describe('properties', () => {
   it('require-validated keeps a device from being loaded that judges late; without it the load begins', async () => {
     const fake = new FakeVfio({ dmaLog: false });
     const door = new LegacyKernel(new MigrationRegionDevice());
-    const type = createVfioPciType({ door, paths: tree.paths, open: async () => ({ transport: fake, dma: null }) });
+    const type = createVfioPciType({
+      objects: [],
+      door,
+      paths: tree.paths,
+      open: async () => ({ transport: fake, dma: null }),
+    });
     Object.defineProperties(fake.migration!, { abi: { value: 'v1' }, finishLoad: { value: async () => 'late' } });
     const host = new FakeHost(sizedRam(MIB));
     const strict = await type.create(host, 'dev0', { host: NAME, 'require-validated': true });
