@@ -4,13 +4,13 @@
 import { existsSync, fstatSync, readdirSync, realpathSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
-import { type Bdf, pciPath } from './host-pci.ts';
+import { type Bdf, devicePath } from './host-pci.ts';
 import type { HostPaths } from './kernel-door.ts';
 import { codeOf } from './open-checks.ts';
 
 /** null: no driver of VFIO has the device, or this kernel's VFIO makes no character devices. */
 export function cdevOf(paths: HostPaths, bdf: Bdf): string | null {
-  const sysfs = join(pciPath(paths, bdf), 'vfio-dev');
+  const sysfs = join(devicePath(paths, bdf), 'vfio-dev');
   const name = existsSync(sysfs) ? readdirSync(sysfs).find((each) => /^vfio\d+$/.test(each)) : undefined;
   if (name === undefined) return null;
   const path = join(paths.dev, 'vfio/devices', name);

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import type { DeviceHost } from '../contract.ts';
 import { cdevOf } from './cdev-path.ts';
-import { type Bdf, readHostPci } from './host-pci.ts';
+import { type Bdf, isMediated, readHostPci } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { type AbiWish, ANY_ABI } from './migration/probe-abi.ts';
 import { Iommufd } from './open-cdev.ts';
@@ -62,6 +62,8 @@ export class DeviceOpener {
   readonly #host: DeviceHost;
   readonly #objects: readonly IommufdObject[];
   readonly #container: VfioContainer;
+  /** Type1 knows which pages an emulated IOMMU's devices write, but only while no device behind a real one shares their container. */
+  readonly #emulated: VfioContainer;
   readonly #iommufds = new Map<string | null, Iommufd>();
 
   constructor(door: KernelDoor, paths: HostPaths, host: DeviceHost, objects: readonly IommufdObject[]) {
@@ -69,15 +71,18 @@ export class DeviceOpener {
     this.#paths = paths;
     this.#host = host;
     this.#objects = objects;
-    this.#container = new VfioContainer(door, paths, host);
+    this.#container = new VfioContainer({ door, paths, host, emulated: false });
+    this.#emulated = new VfioContainer({ door, paths, host, emulated: true });
   }
 
   async open(wish: OpenWish, abi: AbiWish = ANY_ABI): Promise<OpenedDevice> {
     const way = chooseWay(this.#paths, wish);
     if (way.by === 'cdev') return this.#iommufd(way.object).open(wish, abi);
     // Only fd= goes without an address, and never by the group.
-    const transport = await this.#container.open(wish.bdf ?? '', abi);
-    return { transport, dma: this.#container.dma };
+    const bdf = wish.bdf ?? '';
+    const container = isMediated(bdf) ? this.#emulated : this.#container;
+    const transport = await container.open(bdf, abi);
+    return { transport, dma: container.dma };
   }
 
   #iommufd(id: string | null): Iommufd {

@@ -32,6 +32,14 @@ const LOAD_VFIO = 'load VFIO with `modprobe vfio-pci`';
 /** What the machine gives: its RAM, and KVM's ear for group fds. */
 export type ContainerHost = Pick<DeviceHost, 'ram' | 'memory' | 'kvmVfio'>;
 
+export interface ContainerParts {
+  readonly door: KernelDoor;
+  readonly paths: HostPaths;
+  readonly host: ContainerHost;
+  /** Its devices are mediated ones: their DMA is done by software, page by page, and nothing is pinned beforehand. */
+  readonly emulated: boolean;
+}
+
 interface Group {
   readonly number: number;
   readonly fd: number;
@@ -43,6 +51,7 @@ export class VfioContainer {
   readonly #door: KernelDoor;
   readonly #paths: HostPaths;
   readonly #host: ContainerHost;
+  readonly #emulated: boolean;
   readonly #groups = new Map<number, Group>();
   readonly #open = new Set<Bdf>();
   #fd: number | null = null;
@@ -50,10 +59,11 @@ export class VfioContainer {
   #mapped: RamRange[] = [];
   #turn: Promise<void> = Promise.resolve();
 
-  constructor(door: KernelDoor, paths: HostPaths, host: ContainerHost) {
+  constructor({ door, paths, host, emulated }: ContainerParts) {
     this.#door = door;
     this.#paths = paths;
     this.#host = host;
+    this.#emulated = emulated;
   }
 
   /** Valid while a device is open. */
@@ -188,7 +198,7 @@ export class VfioContainer {
           : `VFIO_SET_IOMMU failed (${codeOf(cause)}): see dmesg`;
       throw new VmmError('set-iommu', `${device.bdf}: ${why}`, { cause });
     }
-    this.#dma = new Type1Dma(this.#door, container, readType1Info(this.#door, container));
+    this.#dma = new Type1Dma(this.#door, container, readType1Info(this.#door, container), { coarse: !this.#emulated });
   }
 
   /** Once for all devices: a group that joins later gets the same mappings from the kernel. */
@@ -196,12 +206,14 @@ export class VfioContainer {
     if (this.#mapped.length > 0) return;
     const { ram, memory } = this.#host;
     checkIovaRanges(memory.ranges, this.dma.iovaRanges);
-    checkPinning({
-      ramBytes: memory.ranges.reduce((sum, range) => sum + range.size, 0),
-      residentBytes: ram.resident(),
-      lockableBytes: lockableBytes(this.#paths),
-      availableBytes: availableBytes(this.#paths),
-    });
+    if (!this.#emulated) {
+      checkPinning({
+        ramBytes: memory.ranges.reduce((sum, range) => sum + range.size, 0),
+        residentBytes: ram.resident(),
+        lockableBytes: lockableBytes(this.#paths),
+        availableBytes: availableBytes(this.#paths),
+      });
+    }
     for (const range of memory.ranges) {
       try {
         await this.dma.map(range);

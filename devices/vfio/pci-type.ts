@@ -1,10 +1,9 @@
 // The device type 'vfio-pci' with QEMU's property names: opens the device, puts the guest-visible function together.
 // Registered by the machine's registry; create() is called once per -device. One container per machine is shared by all of them.
 // QEMU: `-device vfio-pci,help`; ours are x-device-log, x-switchover-time, x-stop-copy-size, x-migration-abi, split and require-validated.
-import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import type { DeviceHost, DeviceType, DirtySource, Migratable, PropertySpec, PropertyValue } from '../contract.ts';
-import { type Bdf, parseBdf } from './host-pci.ts';
+import { type Bdf, parseBdf, parseSysfsDevice } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { AllOfRam, ContainerDirty } from './migration/container-dirty.ts';
 import { Immovable, VfioLive } from './migration/device-state.ts';
@@ -25,7 +24,7 @@ const flag = (help: string): PropertySpec => ({ kind: 'boolean', required: false
 
 const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
   host: text('PCI address on this host: 0000:65:00.0'),
-  sysfsdev: text("the device's directory in sysfs, instead of host="),
+  sysfsdev: text("the device's directory in sysfs, instead of host=; a mediated device (mdev) has no other name"),
   iommufd: text(
     'id of an --object iommufd, or on, off, auto (default: on where the kernel has no VFIO group for the device)',
   ),
@@ -137,7 +136,7 @@ function addressOf(properties: Readonly<Record<string, PropertyValue>>): Bdf {
   const { host, sysfsdev } = properties;
   if (typeof host === 'string' && sysfsdev === undefined) return parseBdf(host);
   if (typeof sysfsdev === 'string' && host === undefined) {
-    return parseBdf(join('/', sysfsdev).split('/').at(-1) ?? '');
+    return parseSysfsDevice(sysfsdev);
   }
   throw new VmmError(
     'device-property',

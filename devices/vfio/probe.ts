@@ -13,7 +13,14 @@ import { VmmError } from '../../native/errno.ts';
 import type { GpaRange } from '../contract.ts';
 import { listRecords } from './bind.ts';
 import { type DeviceOnFd, deviceOnFd } from './device-fd.ts';
-import { type Bdf, groupBlockers, groupMembers, type HostPciDevice, listHostPci, parseBdf } from './host-pci.ts';
+import {
+  type Bdf,
+  groupBlockers,
+  groupMembers,
+  type HostPciDevice,
+  listHostPci,
+  parseSysfsDevice,
+} from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { ANY_ABI } from './migration/probe-abi.ts';
 import { type BoundDevice, checkBound, checkOpenable } from './open-checks.ts';
@@ -69,7 +76,7 @@ export interface DeviceOffer {
 
 /** Opens and closes the device; throws VmmError as opening it for a guest would. */
 export async function probeDevice(door: KernelDoor, paths: HostPaths, address: string): Promise<DeviceOffer> {
-  const bdf = parseBdf(address);
+  const bdf = parseSysfsDevice(address);
   const { by } = chooseWay(paths, { bdf, fd: null, iommufd: null });
   const asked = by === 'group' ? await byGroup(door, paths, checkOpenable(paths, bdf)) : await byCdev(door, paths, bdf);
   return { ...asked, iommufd: await probeIommufd(door, paths, bdf) };

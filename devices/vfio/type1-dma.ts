@@ -95,12 +95,12 @@ export class Type1Dma implements DmaSpace {
   readonly #door: KernelDoor;
   readonly #fd: number;
 
-  constructor(door: KernelDoor, fd: number, info: Type1Info) {
+  constructor(door: KernelDoor, fd: number, info: Type1Info, { coarse }: { readonly coarse: boolean }) {
     this.#door = door;
     this.#fd = fd;
     this.pageSizes = info.pageSizes;
     this.iovaRanges = info.iovaRanges;
-    this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd);
+    this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd, coarse);
   }
 
   async map(range: RamRange): Promise<void> {
@@ -134,14 +134,16 @@ export class Type1Dma implements DmaSpace {
 /** VFIO_IOMMU_DIRTY_PAGES: START, STOP and GET_BITMAP exclude each other in one call. */
 class Type1Dirty implements ContainerDirtyPort {
   readonly kind = 'container';
-  // A device behind an IOMMU: type1 knows no more than that its pages are pinned. linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES
-  readonly coarse = true;
+  /** Devices behind an IOMMU: type1 knows no more than that their pages are pinned. Those without one write by vfio_dma_rw(), which is seen
+   *  page by page (and what they have pinned is reported every time). linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES */
+  readonly coarse: boolean;
   readonly #door: KernelDoor;
   readonly #fd: number;
 
-  constructor(door: KernelDoor, fd: number) {
+  constructor(door: KernelDoor, fd: number, coarse: boolean) {
     this.#door = door;
     this.#fd = fd;
+    this.coarse = coarse;
   }
 
   start(): Promise<void> {

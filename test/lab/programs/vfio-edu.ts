@@ -25,7 +25,12 @@ const ram = addon.createRam(16 * MIB, { hugePages: false, populate: false });
 const ranges = [{ gpa: 0, size: ram.size, slice: { ram, offset: 0, size: ram.size } }];
 const kvmVfio = { add: () => {}, remove: () => {} };
 const memory = { ranges, read: () => false, write: () => false };
-const container = new VfioContainer(addon, HOST_PATHS, { ram, memory, kvmVfio });
+const container = new VfioContainer({
+  door: addon,
+  paths: HOST_PATHS,
+  host: { ram, memory, kvmVfio },
+  emulated: false,
+});
 const device = await container.open(process.argv[2] ?? '');
 const edu = new Edu(device);
 const seen: Record<string, unknown> = {

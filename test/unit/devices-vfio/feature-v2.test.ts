@@ -207,7 +207,7 @@ describe("the device's DMA log", () => {
 describe("the container's dirty pages", () => {
   it('are asked mapping by mapping at 4 KiB and ORed in', async () => {
     const kernel = new FakeVfioKernel();
-    const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3));
+    const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3), { coarse: true });
     const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap);
     await source.start(GPAS);
     kernel.dirty = [1];
@@ -238,7 +238,7 @@ describe("the container's dirty pages", () => {
     const kernel = new FakeVfioKernel();
     kernel.iommuInfo = type1Info([{ start: 0n, end: 0xffffn }], false);
     const info = readType1Info(kernel, 3);
-    expect(new Type1Dma(kernel, 3, info).dirty).toBeNull();
+    expect(new Type1Dma(kernel, 3, info, { coarse: true }).dirty).toBeNull();
     expect(info.iovaRanges).toEqual([{ start: 0, length: 0x10000 }]);
   });
 });

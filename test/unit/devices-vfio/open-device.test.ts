@@ -125,3 +125,20 @@ describe('ferry vfio info', () => {
     expect(kernel.objects.size).toBe(0);
   });
 });
+
+describe('a mediated device', () => {
+  const UUID = '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001';
+
+  it('has a container apart from those of real devices, tells its pages one by one, and needs no pinned memory', async () => {
+    tree.mediated(UUID, 7);
+    const opener = new DeviceOpener(kernel, tree.paths, host, []);
+    const backed = await opener.open({ bdf: BDF, fd: null, iommufd: null });
+    tree.memory(0);
+    const mediated = await opener.open({ bdf: UUID, fd: null, iommufd: null });
+    expect([backed.dma.dirty?.coarse, mediated.dma.dirty?.coarse]).toEqual([true, false]);
+    expect(kernel.names.filter((name) => name === 'VFIO_SET_IOMMU')).toHaveLength(2);
+    await expect(opener.open({ bdf: SECOND, fd: null, iommufd: null })).resolves.toBeDefined();
+    await backed.transport.close();
+    await mediated.transport.close();
+  });
+});

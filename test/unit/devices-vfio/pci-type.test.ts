@@ -48,6 +48,22 @@ describe('the dirty source', () => {
   });
 });
 
+describe('a mediated device', () => {
+  const UUID = '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001';
+  const open = (properties: Record<string, PropertyValue>, door = new LegacyKernel(new MigrationRegionDevice())) =>
+    createVfioPciType({ objects: [], door, paths: tree.paths, open: null }).create(
+      new FakeHost(sizedRam(MIB)),
+      'dev0',
+      properties,
+    );
+
+  it('that is not there is refused with the way to make it', async () => {
+    await expect(open({ sysfsdev: `/sys/bus/mdev/devices/${UUID}` })).rejects.toThrow(
+      /no mediated device 83b8f4f2.*mdev_supported_types/,
+    );
+  });
+});
+
 describe('properties', () => {
   const create = (kernel: LegacyKernel, properties: Record<string, PropertyValue>) =>
     createVfioPciType({ objects: [], door: kernel, paths: tree.paths, open: null }).create(

@@ -224,7 +224,12 @@ describe('opening', () => {
 
   const AREAS = { dataOffset: 4096, areas: [{ start: 4096, length: 4096 }] };
   const container = (kernel: LegacyKernel) =>
-    new VfioContainer(kernel, tree.paths, new FakeHost(sizedRam(64 * 2 ** 20)));
+    new VfioContainer({
+      door: kernel,
+      paths: tree.paths,
+      host: new FakeHost(sizedRam(64 * 2 ** 20)),
+      emulated: false,
+    });
 
   it('gives the port that was found, and the types of the regions beside their areas', async () => {
     const kernel = new LegacyKernel(new MigrationRegionDevice(AREAS));
