@@ -102,6 +102,8 @@ export interface MigrationReport {
     readonly id: string;
     readonly preCopyBytes: number;
     readonly stopCopyBytes: number;
+    /** Its driver could judge what it was given only after the hand-over, on the way to RUNNING. */
+    readonly lateValidation: boolean;
   }[];
 }
 

@@ -1,5 +1,6 @@
 // A scripted device of an older migration interface under what drives it in life: its back end, the recovery ladder and VfioLive; and a
 // whole move between two of them. For tests of the back ends.
+import type { LoadVerdict } from '../../devices/contract.ts';
 import { type LivePolicy, VfioLive } from '../../devices/vfio/migration/device-state.ts';
 import { RegionDoor } from '../../devices/vfio/migration/region-door.ts';
 import type { VfioMigrationPort } from '../../devices/vfio/transport.ts';
@@ -16,6 +17,8 @@ export interface LegacyLive<Device extends FakeRegionDevice> {
   readonly sink: RecordSink;
   /** 'reset', 'rearm' and what was warned of. */
   readonly ladder: string[];
+  /** Of the last whole load. */
+  verdict: LoadVerdict | null;
 }
 
 export function regionDoor(kernel: LegacyKernel, index = 0, deadlineMs = 5000): RegionDoor {
@@ -48,7 +51,7 @@ export async function legacyLive<Device extends FakeRegionDevice>(
     deviceCount: () => 1,
     ...policy,
   });
-  return { device, kernel, port, live, sink: new RecordSink(kernel), ladder };
+  return { device, kernel, port, live, sink: new RecordSink(kernel), ladder, verdict: null };
 }
 
 /** Everything up to the end of the device's stream, as migration/ does it. Gives the records. */
@@ -76,6 +79,6 @@ export async function loadAll(
       left.push(source.left.length);
     }
   }
-  await target.live.loadEnd();
+  target.verdict = await target.live.loadEnd();
   return left;
 }

@@ -134,11 +134,12 @@ export class DiaryDevice implements Device, Migratable, Stateful {
     this.diary.onStep?.(`${this.id}.loadChunk`);
     this.#received.push(await source.take(length));
   }
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<'validated'> {
     this.#note('loadEnd');
     this.contents = Buffer.concat(this.#received);
     if (this.contents.length !== this.#size) throw new StateError(`${this.contents.length} bytes of ${this.#size}`);
     this.liveState = 'stop';
+    return 'validated';
   }
   async run(): Promise<void> {
     this.#note('run');

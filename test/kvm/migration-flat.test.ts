@@ -171,7 +171,7 @@ describe('a flat guest on /dev/kvm', () => {
     expect(blob.where).toBe('running');
     expect(there.outcome.report.bytes.device).toBe(256 << 10);
     expect(there.outcome.report.devices).toEqual([
-      { id: 'blob0', preCopyBytes: 80_000, stopCopyBytes: (256 << 10) - 80_000 },
+      { id: 'blob0', preCopyBytes: 80_000, stopCopyBytes: (256 << 10) - 80_000, lateValidation: false },
     ]);
   });
 

@@ -2,7 +2,7 @@
 // where the device has pre-copy, RUNNING_P2P -> STOP_COPY or RUNNING -> STOP_COPY where it has less; RESUMING -> STOP at the other end.
 // Driven by migration/ in the order of its phases.ts; every refusal goes down the ladder of recover.ts. linux/vfio.h
 import { VmmError } from '../../../native/errno.ts';
-import type { ChunkSink, ChunkSource, Migratable } from '../../contract.ts';
+import type { ChunkSink, ChunkSource, LoadVerdict, Migratable } from '../../contract.ts';
 import { backToRunning, orRecover, type Recoverable, transition } from './recover.ts';
 import { quiescedOf } from './states.ts';
 
@@ -32,7 +32,6 @@ export class VfioLive implements Migratable {
   readonly #policy: LivePolicy;
   #preCopyBytes = 0;
   #stopCopyBytes = 0;
-  #lateValidation = false;
 
   constructor(device: Recoverable, policy: LivePolicy) {
     this.#device = device;
@@ -145,14 +144,9 @@ export class VfioLive implements Migratable {
   }
 
   /** The driver judges what it was given when it leaves RESUMING: this is the real result of the load. */
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<LoadVerdict> {
     const { port } = this.#device;
-    const step = { to: 'stop', go: () => port.finishLoad(), recover: 'reset' } as const;
-    this.#lateValidation = (await orRecover(this.#device, step)) === 'late';
-  }
-
-  get lateValidation(): boolean {
-    return this.#lateValidation;
+    return orRecover(this.#device, { to: 'stop', go: () => port.finishLoad(), recover: 'reset' });
   }
 
   async run(): Promise<void> {
@@ -205,7 +199,7 @@ export class Immovable implements Migratable {
   async loadChunk(): Promise<void> {
     throw this.#refusal();
   }
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<never> {
     throw this.#refusal();
   }
   async run(): Promise<void> {}

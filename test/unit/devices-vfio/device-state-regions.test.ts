@@ -41,7 +41,7 @@ describe('a whole move', () => {
     expect(new Set(left)).toEqual(new Set([0]));
     expect(new Set(from.sink.kinds)).toEqual(new Set([kinds]));
     expect([from.device.violations, to.device.violations, to.device.harm]).toEqual([[], [], []]);
-    expect(to.live.lateValidation).toBe(false);
+    expect(to.verdict).toBe('validated');
     await to.live.run();
     await from.live.handedOver();
     expect([from.device.state, from.device.active, to.device.state, to.device.active]).toEqual([1, false, 0, true]);

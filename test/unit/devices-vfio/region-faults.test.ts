@@ -54,7 +54,7 @@ describe.each(['v1', 'v7'] as const)('faults of %s', (abi) => {
     // At the opening, before RESUMING, and now.
     side.device.fail.push({ op: 'read', register: 'device_state', nth: 3 });
     await expect(loadAll(side, records)).rejects.toMatchObject({ code: 'device-reset' });
-    expect([side.live.lateValidation, side.device.bits]).toEqual([false, 1]);
+    expect([side.verdict, side.device.bits]).toEqual([null, 1]);
   });
 
   it('pre-copy -> RUNNING refused on the way back: reset, and armed anew', async () => {

@@ -46,13 +46,13 @@ describe('a whole move', () => {
     await to.live.run();
     expect(from.device.states).toEqual([3, 2, 0]);
     expect(to.device.states).toEqual([4, 0, 1]);
-    expect(to.live.lateValidation).toBe(false);
+    expect(to.verdict).toBe('validated');
     expect([from.port.sessionOpen, to.port.sessionOpen]).toEqual([false, false]);
   });
 
   it('stays in RESUMING where the driver refuses STOP, says so, and runs after the hand-over', async () => {
     const { to } = await moved({}, { stopAfterLoad: false });
-    expect(to.live.lateValidation).toBe(true);
+    expect(to.verdict).toBe('late');
     expect(to.port.state).toBe('resuming');
     expect(to.ladder).toEqual([]);
     await to.live.quiesce();
@@ -232,7 +232,7 @@ describe('states', () => {
     const { records } = await moved({}, {});
     const short = await made();
     await expect(loadAll(short, records.slice(0, 3))).resolves.toBeDefined();
-    expect(short.live.lateValidation).toBe(true); // the driver judges by staying in RESUMING: not to be told from one without the arc
+    expect(short.verdict).toBe('late'); // the driver judges by staying in RESUMING: not to be told from one without the arc
     const broken = await made();
     broken.device.refuse.push({ from: 4, to: 0, lands: 6 });
     await expect(loadAll(broken, records)).rejects.toMatchObject({ code: 'device-reset' });
@@ -259,7 +259,7 @@ describe('require-validated', () => {
     await loadAll(target, await saveAll(source));
     expect(target.device.states).toEqual([4, 0, 1, 4, 0]);
     expect(target.device.contents).toEqual(CONTENTS);
-    expect(target.live.lateValidation).toBe(false);
+    expect(target.verdict).toBe('validated');
   });
 
   it('takes a device that falls into ERROR over an empty load: it judges', async () => {

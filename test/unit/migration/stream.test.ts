@@ -110,7 +110,7 @@ describe('the stream is the version-3 stream of QEMU', () => {
     await returns.shut(0);
     expect(Buffer.from(pair.written()).toString('hex')).toBe('00020004000000010001000400000000');
     await returns.refused('no such\ndevice');
-    await returns.report(1.5, 2.25);
+    await returns.report({ loadMs: 1.5, resumeMs: 2.25, late: ['gpu0', 'gpu\u001b1'] });
     await returns.alive();
     const read = [];
     for (let n = 0; n < 5; n += 1) read.push(await readReturn(pair.destination));
@@ -118,7 +118,7 @@ describe('the stream is the version-3 stream of QEMU', () => {
       { kind: 'pong', value: 1 },
       { kind: 'shut', value: 0 },
       { kind: 'refused', reason: 'no such device' },
-      { kind: 'report', loadMs: 1.5, resumeMs: 2.25 },
+      { kind: 'report', loadMs: 1.5, resumeMs: 2.25, late: ['gpu0', 'gpu 1'] },
       { kind: 'alive' },
     ]);
   });

@@ -76,7 +76,7 @@ describe.each(['v1', 'v7'] as const)('a device of %s', (abi) => {
     const { outcome } = await move(here, remote);
     expect(outcome.error).toBeNull();
     expect(remote.device.contents).toEqual(CONTENTS);
-    expect(remote.live.lateValidation).toBe(!stopAfterLoad);
+    expect(outcome.report.devices[0]?.lateValidation).toBe(!stopAfterLoad);
     expect([here.device.states, remote.device.states]).toEqual([
       [3, 2, 0],
       [4, 0, 1],
