@@ -77,6 +77,14 @@ export interface MigrationAbilities {
   readonly p2p: boolean;
 }
 
+export interface PrecopyInfo {
+  /** Bytes that the destination wants before the switch-over. */
+  readonly initial: number;
+  readonly dirty: number;
+  /** A new batch of initial data is due (VFIO_PRECOPY_INFO_REINIT): what was said of it before is void. */
+  readonly reinit: boolean;
+}
+
 /** One device's migration interface: the kernel's v2 feature, or one of the older generations, which are regions of the device. */
 export interface VfioMigrationPort extends MigrationAbilities {
   /** v2: the feature (Linux 5.18). v1: region type 3 (Linux 5.8-5.17). v7: the draft of July 2019. regions: the draft of February 2019. */
@@ -88,7 +96,7 @@ export interface VfioMigrationPort extends MigrationAbilities {
   /** Bytes that STOP_COPY will give, as far as the driver can say; null: it cannot (no VFIO_DEVICE_FEATURE_MIG_DATA_SIZE). */
   stopCopySize(): Promise<number | null>;
   /** Only in the PRE_COPY states; null: the driver does not say. */
-  precopyInfo(): Promise<{ initial: number; dirty: number } | null>;
+  precopyInfo(): Promise<PrecopyInfo | null>;
   /** true while a saving or resuming session is open. */
   readonly sessionOpen: boolean;
   /** Dirty pages that this interface reports beside the state (the drafts of 2019); null: others know them (v1, v2). */

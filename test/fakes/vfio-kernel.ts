@@ -36,6 +36,11 @@ export interface FakeMigration {
   /** A data fd comes back although none is due. */
   secondFd: boolean;
   withholdFd: boolean;
+  /** The driver has VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, and whether it was SET. */
+  precopyInfo2: boolean;
+  optedIn: boolean;
+  /** VFIO_PRECOPY_INFO_REINIT, once opted in. */
+  reinit: boolean;
 }
 
 export class FakeVfioKernel implements KernelDoor {
@@ -101,6 +106,8 @@ export class FakeVfioKernel implements KernelDoor {
     if (name === 'VFIO_MIG_GET_PRECOPY_INFO') {
       view.setBigUint64(8, 4096n, true);
       view.setBigUint64(16, 12n, true);
+      // Before the opt-in the flags are whatever the caller had there, or worse.
+      view.setUint32(4, this.migration?.optedIn ? (this.migration.reinit ? 1 : 0) : 0xffff, true);
     }
     if (name === 'VFIO_IOMMU_DIRTY_PAGES(GET)') this.#setDirty(patches);
     return 0;
@@ -126,6 +133,11 @@ export class FakeVfioKernel implements KernelDoor {
     const migration = this.migration;
     if (migration === null) throw new SysError(name, ENOTTY);
     if (probe) return;
+    if (feature === 12) {
+      if (!migration.precopyInfo2) throw new SysError(name, ENOTTY);
+      if (!probe) migration.optedIn = true;
+      return;
+    }
     if (feature === 1) view.setBigUint64(8, migration.flags, true);
     if (feature === 9) {
       if (migration.dataSize === null) throw new SysError(name, ENOTTY);
@@ -271,5 +283,8 @@ export function migratable(): FakeMigration {
     hold: null,
     secondFd: false,
     withholdFd: false,
+    precopyInfo2: false,
+    optedIn: false,
+    reinit: false,
   };
 }

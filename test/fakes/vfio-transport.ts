@@ -13,6 +13,7 @@ import type {
 } from '../../devices/contract.ts';
 import type {
   DmaLogPort,
+  PrecopyInfo,
   VfioInfo,
   VfioIrqs,
   VfioMigrationPort,
@@ -304,9 +305,9 @@ export class FakePort implements VfioMigrationPort {
     return 12 + this.contents.length - this.#read;
   }
 
-  async precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
+  async precopyInfo(): Promise<PrecopyInfo | null> {
     if (this.#state !== 'pre-copy' && this.#state !== 'pre-copy-p2p') return null;
-    return { initial: Math.max(0, this.preCopyBytes - this.#read), dirty: 0 };
+    return { initial: Math.max(0, this.preCopyBytes - this.#read), dirty: 0, reinit: false };
   }
 
   async save(sink: ChunkSink, budget: number): Promise<PumpResult> {

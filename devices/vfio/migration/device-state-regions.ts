@@ -4,7 +4,7 @@
 // struct vfio_device_state_ctl of that patch
 import { VmmError } from '../../../native/errno.ts';
 import type { ChunkSink, ChunkSource, PumpResult } from '../../contract.ts';
-import type { RegionDirtyPort, VfioMigrationPort, VfioState } from '../transport.ts';
+import type { PrecopyInfo, RegionDirtyPort, VfioMigrationPort, VfioState } from '../transport.ts';
 import { word } from './feature-v2.ts';
 import { CHUNK_MAX, discard, refusalOf } from './region-chunks.ts';
 import { StateCtl } from './state-ctl.ts';
@@ -66,8 +66,8 @@ export class DeviceStateRegions implements VfioMigrationPort {
     );
   }
 
-  async precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
-    return this.#session && this.state === 'pre-copy' ? { initial: 0, dirty: 0 } : null;
+  async precopyInfo(): Promise<PrecopyInfo | null> {
+    return this.#session && this.state === 'pre-copy' ? { initial: 0, dirty: 0, reinit: false } : null;
   }
 
   save(sink: ChunkSink, budget: number): Promise<PumpResult> {

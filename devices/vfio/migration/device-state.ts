@@ -62,8 +62,10 @@ export class VfioLive implements Migratable {
   }
 
   async pending(): Promise<{ precopyInitial: number; precopy: number; stopCopy: number }> {
-    const { port } = this.#device;
+    const { port, log } = this.#device;
     const info = await port.precopyInfo();
+    // Nothing is kept of what was said before, so there is nothing to forget; the switch-over waits until `initial` is 0 again.
+    if (info?.reinit) log.debug({ initial: info.initial }, 'the driver has a new batch of initial data');
     const initial = info?.initial ?? 0;
     const dirty = info?.dirty ?? 0;
     const size = (await port.stopCopySize()) ?? this.#policy.stopCopySize ?? UNKNOWN_SIZE;

@@ -3,7 +3,7 @@
 // linux/vfio.h of Linux 5.8, VFIO_REGION_TYPE_MIGRATION
 import { VmmError } from '../../../native/errno.ts';
 import type { ChunkSink, ChunkSource, PumpResult } from '../../contract.ts';
-import type { RegionDirtyPort, VfioMigrationPort, VfioState } from '../transport.ts';
+import type { PrecopyInfo, RegionDirtyPort, VfioMigrationPort, VfioState } from '../transport.ts';
 import { word } from './feature-v2.ts';
 import { RegionChunks } from './region-chunks.ts';
 import type { RegionDoor } from './region-door.ts';
@@ -74,10 +74,10 @@ export class RegionPort implements VfioMigrationPort {
     return this.#turns.run(async () => (this.#saving() ? this.#chunks.pending() : null));
   }
 
-  precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
+  precopyInfo(): Promise<PrecopyInfo | null> {
     return this.#turns.run(async () => {
       if (!this.#session || this.state !== 'pre-copy') return null;
-      return { initial: 0, dirty: await this.#chunks.pending() };
+      return { initial: 0, dirty: await this.#chunks.pending(), reinit: false };
     });
   }
 

@@ -89,7 +89,7 @@ describe('a whole move', () => {
     await without.live.saveSetup();
     expect([await without.port.stopCopySize(), await without.port.precopyInfo()]).toEqual([
       777,
-      { initial: 0, dirty: 0 },
+      { initial: 0, dirty: 0, reinit: false },
     ]);
   });
 

@@ -102,7 +102,7 @@ describe('registers', () => {
     expect([await port.stopCopySize(), await port.precopyInfo()]).toEqual([null, null]);
     await port.setState('pre-copy');
     expect(await port.stopCopySize()).toBe(2032);
-    expect(await port.precopyInfo()).toEqual({ initial: 0, dirty: 2032 });
+    expect(await port.precopyInfo()).toEqual({ initial: 0, dirty: 2032, reinit: false });
     await port.setState('stop-copy');
     expect([await port.stopCopySize(), await port.precopyInfo()]).toEqual([7321 + 8 * 16, null]);
   });
