@@ -54,6 +54,8 @@ export interface PageBitmap {
   fill(): void;
   zero(): void;
   or(other: PageBitmap): void;
+  /** ORs `other` in, clears it, and gives how many bits it had, all in one pass. Another bitmap of the same size. */
+  take(other: PageBitmap): number;
   copyFrom(other: PageBitmap): void;
   /** ORs bits that describe granules of `granule` bytes starting at RAM offset `start`; granule is a power of two >= 512. */
   orBytes(start: number, bits: Uint8Array, granule: number): void;

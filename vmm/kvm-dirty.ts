@@ -88,7 +88,7 @@ export class KvmDirtyBitmap implements KvmLog {
   readonly #getView = new DataView(this.#get.buffer);
   readonly #clear = new Uint8Array(kvm_clear_dirty_log.size);
   readonly #clearView = new DataView(this.#clear.buffer);
-  /** GET_DIRTY_LOG overwrites; this is ORed into the round. Made while a migration runs. */
+  /** GET_DIRTY_LOG overwrites; its bits are moved into the round. Made while a migration runs. */
   #scratch: PageBitmap | null = null;
 
   constructor(parts: KvmLogParts, manual: boolean) {
@@ -116,8 +116,7 @@ export class KvmDirtyBitmap implements KvmLog {
       addon.ioctl('KVM_GET_DIRTY_LOG', vm.fd, KVM_GET_DIRTY_LOG, this.#get, [patch]);
       if (this.#manual) this.#clearBank(bank, scratch);
     }
-    into.or(scratch);
-    return scratch.count;
+    return into.take(scratch);
   }
 
   /** first_page and num_pages are multiples of 64, but for the end of the slot. KVM api.rst, KVM_CLEAR_DIRTY_LOG. */
@@ -194,9 +193,7 @@ export class KvmDirtyRing implements KvmLog {
     const found = this.#found;
     if (found === null) return 0;
     this.#harvest(found);
-    const pages = found.count;
-    into.or(found);
-    found.zero();
+    const pages = into.take(found);
     if (!this.#overrun) return pages;
     this.#overrun = false;
     throw new VmmError('dirty-ring', 'KVM wrote over entries of a full dirty ring: some written pages are not known', {

@@ -158,10 +158,7 @@ export class HostWrites implements DirtySource {
   }
 
   async collect(into: PageBitmap): Promise<number> {
-    const pages = this.#bitmap.count;
-    into.or(this.#bitmap);
-    this.#bitmap.zero();
-    return pages;
+    return into.take(this.#bitmap);
   }
 
   async stop(): Promise<void> {

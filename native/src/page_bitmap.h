@@ -27,6 +27,8 @@ class BitmapWords {
   bool Test(uint64_t page) const { return (words[page / 64] >> (page % 64)) & 1; }
   void Clear(uint64_t page) { words[page / 64] &= ~(uint64_t{1} << (page % 64)); }
   void Or(const BitmapWords& other);
+  /** ORs `other` in, clears it, and gives how many bits it had. */
+  uint64_t Take(BitmapWords& other);
   /** First set (or clear) page at or after `from`; `pages` when there is none. */
   uint64_t NextSet(uint64_t from) const;
   uint64_t NextClear(uint64_t from) const;

@@ -65,6 +65,12 @@ export class ArrayBitmap implements PageBitmap {
   or(other: PageBitmap): void {
     for (let page = 0; page < this.pages; page += 1) if (other.test(page)) this.bits[page] = true;
   }
+  take(other: PageBitmap): number {
+    const count = other.count;
+    this.or(other);
+    other.zero();
+    return count;
+  }
   copyFrom(other: PageBitmap): void {
     for (let page = 0; page < this.pages; page += 1) this.bits[page] = other.test(page);
   }

@@ -34,11 +34,9 @@ export class ContainerDirty implements DirtySource {
   async collect(into: PageBitmap): Promise<number> {
     const scratch = this.#scratch;
     if (scratch === null) return 0;
-    scratch.zero();
     // Per mapping: GET_BITMAP may not split one.
     for (const range of this.#ram) await this.#port.report(range, scratch);
-    into.or(scratch);
-    return scratch.count;
+    return into.take(scratch);
   }
 
   async stop(): Promise<void> {

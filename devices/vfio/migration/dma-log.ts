@@ -97,7 +97,7 @@ export class DmaLog implements DirtySource {
   readonly #port: DmaLogPort;
   readonly #ram: readonly RamRange[];
   readonly #newBitmap: () => PageBitmap;
-  /** The driver ORs into it, so it is zeroed before each report; separate, to count what this source alone says. Null: not started. */
+  /** The driver ORs into it, and its bits are taken out after each report; separate, to count what this source alone says. Null: not started. */
   #scratch: PageBitmap | null = null;
 
   constructor(port: DmaLogPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, fallback: DirtySource | null) {
@@ -124,10 +124,8 @@ export class DmaLog implements DirtySource {
   async collect(into: PageBitmap): Promise<number> {
     const scratch = this.#scratch;
     if (scratch === null) return 0;
-    scratch.zero();
     for (const range of this.#ram) await this.#port.report(range, scratch);
-    into.or(scratch);
-    return scratch.count;
+    return into.take(scratch);
   }
 
   async stop(): Promise<void> {

@@ -34,10 +34,8 @@ export class RegionDirty implements DirtySource {
   async collect(into: PageBitmap): Promise<number> {
     const scratch = this.#scratch;
     if (scratch === null) return 0;
-    scratch.zero();
     await this.#port.collect(scratch);
-    into.or(scratch);
-    return scratch.count;
+    return into.take(scratch);
   }
 
   async stop(): Promise<void> {

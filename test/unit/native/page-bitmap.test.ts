@@ -49,6 +49,13 @@ describe('PageBitmap', () => {
       expect(bitmap.count).toBe(oracle.size);
       other.copyFrom(bitmap);
       expect(pagesOf(other)).toEqual(sorted(oracle));
+      // take(): what the other has comes over, and is gone there.
+      other.zero();
+      other.set(pages >> 1, (pages + 1) >> 1);
+      const given = other.count;
+      for (const page of pagesOf(other)) oracle.add(page);
+      expect(bitmap.take(other)).toBe(given);
+      expect([pagesOf(bitmap), other.count, bitmap.take(other)]).toEqual([sorted(oracle), 0, 0]);
       bitmap.fill();
       expect(bitmap.count).toBe(pages);
       bitmap.zero();
@@ -117,6 +124,15 @@ describe('PageBitmap', () => {
     bitmap.close();
     expect(() => bitmap.count).toThrow('closed');
     expect(() => bitmap.or(longer)).toThrow('closed');
+  });
+});
+
+describe('take', () => {
+  it('wants another bitmap of the same size', () => {
+    const bitmap = kvm.createBitmap(100);
+    expect(() => bitmap.take(bitmap)).toThrow('a bitmap cannot take its own bits');
+    expect(() => bitmap.take(kvm.createBitmap(99))).toThrow(RangeError);
+    expect(() => bitmap.take({} as PageBitmap)).toThrow(TypeError);
   });
 });
 
