@@ -1,7 +1,9 @@
 // Options that `ferry run` and `ferry receive` share, and the help for devices. Called by both verbs.
 import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
-import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
+import { HOST_PATHS, type KernelDoor } from '../devices/vfio/kernel-door.ts';
 import { createVfioPciType } from '../devices/vfio/pci-type.ts';
+import { TraceWriter } from '../devices/vfio/trace/trace-writer.ts';
+import { OWN_TRACE_NOTES, TracingDoor } from '../devices/vfio/trace/tracing-door.ts';
 import { kvmNode } from '../native/addon.ts';
 import type { OptionTable } from './options.ts';
 
@@ -24,6 +26,11 @@ export const SHARED_OPTIONS: OptionTable = {
     help: "stop (default): the guest's clock stands still in a pause; catch-up: it jumps",
   },
   preallocate: { kind: 'flag', value: '', help: 'back all guest RAM before the start' },
+  'vfio-trace': {
+    kind: 'value',
+    value: 'FILE',
+    help: 'write every VFIO and iommufd call into FILE (see ferry vfio trace --help)',
+  },
   'log-level': {
     kind: 'value',
     value: 'LEVEL',
@@ -31,8 +38,15 @@ export const SHARED_OPTIONS: OptionTable = {
   },
 };
 
-export async function openRegistry(plugins: readonly string[]): Promise<DeviceRegistry> {
-  const registry = createRegistry([createVfioPciType({ door: kvmNode(), paths: HOST_PATHS, open: null })]);
+/** The kernel as the devices see it; with `trace`, every call is written into that file. */
+export function openDoor(trace: string | null, program: readonly string[]): KernelDoor {
+  if (trace === null) return kvmNode();
+  const sink = new TraceWriter(trace, { program, data: false, notes: OWN_TRACE_NOTES });
+  return new TracingDoor(kvmNode(), { sink, paths: HOST_PATHS, data: false });
+}
+
+export async function openRegistry(plugins: readonly string[], door: KernelDoor): Promise<DeviceRegistry> {
+  const registry = createRegistry([createVfioPciType({ door, paths: HOST_PATHS, open: null })]);
   for (const file of plugins) await registry.loadPlugin(file);
   return registry;
 }
