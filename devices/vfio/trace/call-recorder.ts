@@ -5,6 +5,7 @@ import type { HostPaths } from '../kernel-door.ts';
 import { decodeIoctl, type IoctlCall, isFeatureCall, requestOf } from './decode.ts';
 import { FEATURES } from './features.ts';
 import { type Values, viewOf } from './fields.ts';
+import type { FdKind, Feature, Pointer } from './request.ts';
 import type { CallLine } from './trace-file.ts';
 import { payloadOf, type TraceSink } from './trace-writer.ts';
 import { describeDevice, type TracedFile } from './traced-file.ts';
@@ -80,7 +81,7 @@ export class CallRecorder {
       ...bytesOf(seen),
       ...resultOf(outcome),
       ...(made === null ? {} : { made: { fd: made.fd, on: made.file.on } }),
-      ...this.#bitmapOf(seen),
+      ...this.#filledIn(seen),
     });
     return made;
   }
@@ -145,14 +146,13 @@ export class CallRecorder {
   }
 
   #madeBy(seen: SeenIoctl, given: Values): { fd: number; file: TracedFile } | null {
-    const row = requestOf(seen.file.kind, seen.request);
-    const isFeature = isFeatureCall(seen.file.kind, seen.request) && seen.after !== null && seen.after.length >= 8;
-    const makes = isFeature ? featureMakes(seen.after as Uint8Array) : (row?.makes ?? null);
+    const makes = makesOf(seen.file.kind, seen.request, seen.before);
     if (makes === null) return null;
     const fd = makes === 'result' ? seen.outcome.result : fdAt(seen.after, makes);
     if (fd < 0) return null;
-    if (isFeature) return { fd, file: this.#session(seen.file) };
-    if (row?.name !== 'VFIO_GROUP_GET_DEVICE_FD') return { fd, file: { kind: 'other', on: `fd of ${row?.name}` } };
+    if (isFeatureCall(seen.file.kind, seen.request)) return { fd, file: this.#session(seen.file) };
+    const name = requestOf(seen.file.kind, seen.request)?.name;
+    if (name !== 'VFIO_GROUP_GET_DEVICE_FD') return { fd, file: { kind: 'other', on: `fd of ${name}` } };
     const file: TracedFile = { kind: 'device', on: `device ${given['device']}` };
     this.describe(file);
     return { fd, file };
@@ -164,21 +164,40 @@ export class CallRecorder {
     return { kind: 'data', on: `data ${count} of ${device.on.replace(/^device /, '')}` };
   }
 
-  /** A bitmap is state of a guest like any other payload. */
-  #bitmapOf(seen: SeenIoctl): Pick<CallLine, 'bitmap'> {
-    const rows = isFeatureCall(seen.file.kind, seen.request)
-      ? FEATURES.flatMap((each) => each.pointers)
-      : (requestOf(seen.file.kind, seen.request)?.pointers ?? []);
-    const bitmap = seen.memory.find(
-      ({ at, when }) => when === 'after' && rows.some((row) => row.at === at && row.name === 'bitmap'),
-    );
-    return bitmap === undefined ? {} : { bitmap: payloadOf(bitmap.bytes, bitmap.bytes.length, this.#keepData) };
+  /** What the kernel wrote behind pointers. A bitmap is state of a guest, like any other payload. */
+  #filledIn(seen: SeenIoctl): Pick<CallLine, 'bitmap' | 'lists'> {
+    const filled = seen.memory.filter(({ when }) => when === 'after');
+    const rows = pointersOf(seen).filter((row) => row.when === 'after');
+    const lists: Record<number, string> = {};
+    let bitmap: Uint8Array | null = null;
+    for (const row of rows) {
+      const bytes = filled.find(({ at }) => at === row.at)?.bytes ?? null;
+      if (bytes === null) continue;
+      if (row.name === 'bitmap') bitmap = bytes;
+      else lists[row.at] = Buffer.from(bytes).toString('hex');
+    }
+    return {
+      ...(Object.keys(lists).length === 0 ? {} : { lists }),
+      ...(bitmap === null ? {} : { bitmap: payloadOf(bitmap, bitmap.length, this.#keepData) }),
+    };
   }
 }
 
-function featureMakes(argument: Uint8Array): number | null {
+function pointersOf({ file, request, before }: SeenIoctl): readonly Pointer[] {
+  if (!isFeatureCall(file.kind, request)) return requestOf(file.kind, request)?.pointers ?? [];
+  return featureOf(before)?.pointers ?? [];
+}
+
+/** Where the call leaves a new fd: its result, an offset in the argument, or nowhere. */
+export function makesOf(kind: FdKind, request: number, argument: Uint8Array | number | null): 'result' | number | null {
+  if (isFeatureCall(kind, request)) return featureOf(argument)?.makes ?? null;
+  return requestOf(kind, request)?.makes ?? null;
+}
+
+function featureOf(argument: Uint8Array | number | null): Feature | null {
+  if (!(argument instanceof Uint8Array) || argument.length < 8) return null;
   const number = viewOf(argument).getUint32(4, true) & 0xffff;
-  return FEATURES.find((each) => each.feature === number)?.makes ?? null;
+  return FEATURES.find((each) => each.feature === number) ?? null;
 }
 
 function fdAt(bytes: Uint8Array | null, at: number): number {

@@ -69,7 +69,8 @@ export interface CallLine {
   /** A new fd that came out of it. */
   readonly made?: { readonly fd: number; readonly on: string };
   readonly payload?: Payload;
-  /** Memory that the argument pointed to and that no word of `given` or `answer` holds. */
+  /** Memory that the argument pointed to and that the kernel filled in: small lists as hex, by the pointer's place; a bitmap. */
+  readonly lists?: Readonly<Record<number, string>>;
   readonly bitmap?: Payload;
 }
 

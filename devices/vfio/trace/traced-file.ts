@@ -53,3 +53,11 @@ function cdevOf(paths: HostPaths, bdf: string): string | null {
     return null;
   }
 }
+
+/** The kind of a file that the trace calls `on`. */
+export function kindOf(on: string): FdKind {
+  const [word = ''] = on.split(' ');
+  return word === 'device' || word === 'data' || word === 'group' || word === 'container' || word === 'iommufd'
+    ? word
+    : 'other';
+}

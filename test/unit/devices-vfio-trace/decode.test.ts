@@ -209,9 +209,10 @@ describe('a container and a group', () => {
     expect(number(0x3b64, 0)).toBe('VFIO_GET_API_VERSION');
     expect(decode('group', 'group-status', { blank: ASK }).answer).toEqual({ flags: 'VIABLE' });
     expect(decode('group', 'device-fd').what).toBe('VFIO_GROUP_GET_DEVICE_FD(0000:65:00.0)');
-    expect(decode('group', 'device-fd', { request: 0x3b68, before: Uint8Array.of(11, 0, 0, 0) }).what).toBe(
-      'VFIO_GROUP_SET_CONTAINER(11)',
-    );
+    expect(decode('group', 'device-fd', { request: 0x3b68, before: Uint8Array.of(11, 0, 0, 0) })).toMatchObject({
+      what: 'VFIO_GROUP_SET_CONTAINER',
+      given: { container: 11 },
+    });
   });
 
   it('mean something else by a number than a device does', () => {

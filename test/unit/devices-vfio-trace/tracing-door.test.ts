@@ -43,7 +43,7 @@ describe('ferry vfio info', () => {
     expect(kernel.names).toEqual(seen);
     const text = calls().map(({ on, what, result, errno }) => `${on}: ${what} = ${errno ?? result}`);
     expect(text.filter((line) => !line.includes('GET_IRQ'))).toEqual([
-      expect.stringMatching(/^group 4: VFIO_GROUP_SET_CONTAINER\(\d+\) = 0$/),
+      'group 4: VFIO_GROUP_SET_CONTAINER = 0',
       'container: VFIO_SET_IOMMU(VFIO_TYPE1v2_IOMMU) = 0',
       'container: VFIO_IOMMU_GET_INFO = 0',
       'container: VFIO_IOMMU_GET_INFO = 0',
