@@ -1,21 +1,47 @@
 // `ferry vfio trace` and `ferry vfio replay`: records or shows every VFIO and iommufd call of a program, and plays a recording back to Ferry's
 // own code with no device. Called by vfio.ts. The tracer of other programs is native/src/tracer*.cc.
+import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
+import { FOREIGN_TRACE_NOTES, traceForeign } from '../devices/vfio/trace/foreign.ts';
 import { replayInfo } from '../devices/vfio/trace/replay-info.ts';
 import { hasWalk, replayWalk } from '../devices/vfio/trace/replay-walk.ts';
-import { showTrace } from '../devices/vfio/trace/show.ts';
-import { readTrace } from '../devices/vfio/trace/trace-file.ts';
+import { showLine, showTrace } from '../devices/vfio/trace/show.ts';
+import { readTrace, type TraceLine } from '../devices/vfio/trace/trace-file.ts';
+import { headerFor, TraceWriter } from '../devices/vfio/trace/trace-writer.ts';
+import { signalName } from '../devices/vfio/trace/traced-file.ts';
 import { kvmNode } from '../native/addon.ts';
-import { VmmError } from '../native/errno.ts';
+import { SysError, VmmError } from '../native/errno.ts';
 import { type OptionTable, optionHelp, parseOptions, wantsHelp } from './options.ts';
 import { bigintsAsText, offerText } from './vfio.ts';
 
 const TRACE_OPTIONS: OptionTable = {
-  show: { kind: 'value', value: 'FILE', help: 'print a recorded trace as a readable list, instead of recording one' },
+  output: {
+    kind: 'value',
+    value: 'FILE',
+    short: 'o',
+    help: 'write the trace into FILE, as JSON lines, instead of a list on stderr',
+  },
+  data: { kind: 'flag', value: '', help: 'keep what was read and written, not only its length and hash' },
+  show: { kind: 'value', value: 'FILE', help: 'print a recorded trace as a readable list' },
 };
 
-const TRACE_HELP = `usage: ferry vfio trace --show FILE
+const TRACE_HELP = `usage: ferry vfio trace [-o FILE] [--data] -- COMMAND [ARGUMENT...]
+       ferry vfio trace --show FILE
+
+Runs COMMAND and records every call that it makes on VFIO and iommufd files: ioctl (decoded), read, write, pread, pwrite, poll, mmap, dup,
+open, close, and files that come through sockets; in its threads and children, and in static programs too. Of Ferry itself:
+'ferry run --vfio-trace FILE', 'ferry receive --vfio-trace FILE', 'ferry vfio info ADDRESS --vfio-trace FILE'.
 
 ${optionHelp(TRACE_OPTIONS)}
+
+Not visible: accesses to mapped BARs, io_uring, splice, sendfile, 32-bit programs. A trace holds addresses and register values, with --data also
+device state and what a guest had in it: look at it before you pass it on.
+COMMAND has Ferry's stdin, stdout and stderr; signals sent to Ferry go to it. It dies with Ferry. Setuid programs run without their rights.
+Ferry waits until all that COMMAND started has ended. Exit code: COMMAND's; 128 + N when signal N killed it; 2 bad input.
+
+Example: a bug report, and what is done with it
+  ferry vfio trace -o bug.trace --data -- qemu-system-x86_64 ... -device vfio-pci,host=65:00.0
+  ferry vfio trace --show bug.trace
+  ferry vfio replay bug.trace
 `;
 
 const REPLAY_OPTIONS: OptionTable = {
@@ -45,11 +71,84 @@ export async function traceCommand(args: readonly string[]): Promise<number> {
   }
   const parsed = parseOptions('vfio trace', TRACE_OPTIONS, own);
   const show = parsed.value('show');
-  if (show === null || parsed.words.length > 0 || end !== -1) {
-    throw new VmmError('usage', 'ferry vfio trace: --show FILE is wanted; see ferry vfio trace --help');
+  const command = end === -1 ? [] : args.slice(end + 1);
+  if (parsed.words.length > 0 || (show === null) === (command.length === 0)) {
+    throw new VmmError(
+      'usage',
+      'ferry vfio trace: either -- COMMAND or --show FILE is wanted; see ferry vfio trace --help',
+    );
   }
-  process.stdout.write(showTrace(readTrace(show)));
-  return 0;
+  if (show !== null) {
+    process.stdout.write(showTrace(readTrace(show)));
+    return 0;
+  }
+  return record(command, parsed.value('output'), parsed.flag('data'));
+}
+
+async function record(command: readonly string[], output: string | null, data: boolean): Promise<number> {
+  const options = { program: command, data, notes: FOREIGN_TRACE_NOTES };
+  const writer = output === null ? null : new TraceWriter(output, options);
+  const list = { line: (line: TraceLine) => process.stderr.write(`${showLine(line)}\n`) };
+  const signals = new ForwardedSignals();
+  try {
+    const { code, signal } = await traceForeign(kvmNode(), command, {
+      sink: writer ?? list,
+      paths: HOST_PATHS,
+      data,
+      rules: null,
+      started(pid) {
+        signals.to(pid);
+        if (writer === null) list.line(headerFor(options));
+      },
+    });
+    if (signal === null) return code ?? 1;
+    process.stderr.write(`ferry: ${command[0]} was killed by ${signalName(signal)}\n`);
+    return 128 + signal;
+  } catch (cause) {
+    if (!(cause instanceof SysError)) throw cause;
+    throw new VmmError('trace', `${command[0]} cannot be traced: ${hint(cause)}`, { cause });
+  } finally {
+    signals.close();
+    writer?.close();
+  }
+}
+
+function hint(error: SysError): string {
+  if (error.syscall === 'exec') return `it cannot be started (${error.code})`;
+  if (error.code === 'EPERM' || error.code === 'EACCES') {
+    return `${error.syscall} is not allowed here (${error.code}): see kernel.yama.ptrace_scope, and the seccomp profile of a container`;
+  }
+  return `${error.syscall} failed (${error.code})`;
+}
+
+/** What reaches Ferry alone is passed on; a terminal sends SIGINT and SIGQUIT to the command too. */
+class ForwardedSignals {
+  readonly #handlers: { name: NodeJS.Signals; handler: () => void }[] = [];
+
+  to(pid: number): void {
+    const atTerminal = process.stdin.isTTY || process.stdout.isTTY || process.stderr.isTTY;
+    for (const name of ['SIGTERM', 'SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGCONT'] as const) {
+      const both = atTerminal && (name === 'SIGINT' || name === 'SIGQUIT');
+      const handler = () => {
+        if (!both) kill(pid, name);
+      };
+      process.on(name, handler);
+      this.#handlers.push({ name, handler });
+    }
+  }
+
+  close(): void {
+    for (const { name, handler } of this.#handlers.splice(0)) process.off(name, handler);
+  }
+}
+
+/** It may have ended already, with children of its left. */
+function kill(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    process.stderr.write(`ferry: ${signal} was not passed on: the command has ended, what it started has not\n`);
+  }
 }
 
 export async function replayCommand(args: readonly string[]): Promise<number> {

@@ -9,14 +9,12 @@ import type { HostPaths, KernelDoor } from '../kernel-door.ts';
 import { makesOf } from './call-recorder.ts';
 import { decodeIoctl } from './decode.ts';
 import { viewOf } from './fields.ts';
-import type { CallLine, NumberedCall, Trace } from './trace-file.ts';
+import { type CallLine, INTERRUPTED, type NumberedCall, type Trace } from './trace-file.ts';
 import { payloadOf } from './trace-writer.ts';
 import { fileOfPath, kindOf, type TracedFile } from './traced-file.ts';
 
 const PAGE = 4096;
 const REPLAYED = new Set(['ioctl', 'pread', 'pwrite', 'read', 'write']);
-/** A signal came in between; the program asked again. */
-export const INTERRUPTED = 'interrupted';
 
 export interface ReplayParts {
   readonly trace: Trace;

@@ -7,6 +7,9 @@ import type { Values } from './fields.ts';
 
 export const TRACE_VERSION = 1;
 
+/** In the place of an errno: a signal came in between and the program asked again, or died. */
+export const INTERRUPTED = 'interrupted';
+
 export interface TraceHeader {
   readonly trace: 'ferry-vfio';
   readonly version: number;

@@ -1,6 +1,7 @@
 // What the fds of a trace are: a kind, which decides what an ioctl number means, and a word that stays the same for as long as the file lives.
 // Used by tracing-door.ts (through /proc/self/fd) and foreign.ts (paths come from the tracer).
 import { readdirSync, readlinkSync } from 'node:fs';
+import { constants } from 'node:os';
 import { basename, join } from 'node:path';
 import { pciPath, readHostPci } from '../host-pci.ts';
 import type { HostPaths } from '../kernel-door.ts';
@@ -60,4 +61,9 @@ export function kindOf(on: string): FdKind {
   return word === 'device' || word === 'data' || word === 'group' || word === 'container' || word === 'iommufd'
     ? word
     : 'other';
+}
+
+/** "SIGSEGV" for 11. */
+export function signalName(signal: number): string {
+  return Object.entries(constants.signals).find(([, number]) => number === signal)?.[0] ?? `signal ${signal}`;
 }
