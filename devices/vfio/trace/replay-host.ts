@@ -19,7 +19,8 @@ export class ReplayHost {
     if (files.has('container')) this.#file(join(this.paths.dev, 'vfio/vfio'), '');
     if (files.has('iommufd')) this.#file(join(this.paths.dev, 'iommu'), '');
     for (const on of files) {
-      if (on.startsWith('group ')) this.#file(join(this.paths.dev, 'vfio', on.slice('group '.length)), '');
+      const group = /^group ((?:noiommu-)?\d+)$/.exec(on)?.[1];
+      if (group !== undefined) this.#file(join(this.paths.dev, 'vfio', group), '');
     }
   }
 

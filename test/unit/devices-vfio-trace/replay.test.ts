@@ -85,6 +85,28 @@ describe('ferry vfio info', () => {
     );
   });
 
+  it('of a trace that leads out of its directory, or lacks what a call has, is refused', async () => {
+    await probeDevice(door, tree.paths, BDF);
+    const device = lines.find((line) => 'device' in line)!.device;
+    const refused = (change: object, text: RegExp) => {
+      const kept = lines;
+      lines = [...lines.slice(0, 1), { device: { ...device, ...change } }];
+      expect(trace).toThrow(text);
+      lines = kept;
+    };
+    refused({ bdf: '../../../../tmp/x' }, /bug.trace line 2 describes no PCI device/);
+    refused({ driver: '../../x' }, /describes no PCI device/);
+    refused({ cdev: '..' }, /describes no PCI device/);
+    refused({ group: '../x' }, /describes no PCI device/);
+    lines.push({ call: 'open', on: 'group ../../../escaped' } as never);
+    expect(trace).toThrow(/line \d+ has no what/);
+    lines.pop();
+    lines.push({ at: 0, us: 0, call: 'open', fd: 1, on: 'group ../../../escaped', what: 'open', result: 1 });
+    const host = new ReplayHost(trace());
+    expect(existsSync(`${host.paths.dev}/../../escaped`)).toBe(false);
+    host.close();
+  });
+
   it('needs a device in the trace', async () => {
     await expect(replayInfo(input())).rejects.toThrow(/no device was opened in this trace/);
   });

@@ -142,6 +142,15 @@ describe.each(['dynamic', 'static'])('a %s program', (kind) => {
     expect(count(text, 'group 4: close = 0')).toBe(2);
   });
 
+  it('is followed through the exec of a thread that is not its first', async () => {
+    const { text, code, calls } = await run(kind, 'thread-exec');
+    expect(code).toBe(0);
+    expect(count(text, STATUS)).toBe(1);
+    const [opened] = calls;
+    expect(opened?.tid).not.toBe(opened?.pid);
+    expect(calls.at(-1)).toMatchObject({ pid: opened?.pid, tid: opened?.pid });
+  });
+
   it('uses copies of an fd, and numbers that name something else later', async () => {
     const { text, calls } = await run(kind, 'copies');
     expect(count(text, STATUS)).toBe(4);

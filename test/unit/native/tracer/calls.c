@@ -131,6 +131,16 @@ static void rights(void)
 	wait(NULL);
 }
 
+static void *execute(void *given)
+{
+	char **argv = given, a[16], b[16];
+
+	snprintf(a, sizeof(a), "%d", group());
+	snprintf(b, sizeof(b), "%d", open(group_path, O_RDWR | O_CLOEXEC));
+	execl("/proc/self/exe", argv[0], argv[1], "after-exec", a, b, NULL);
+	return NULL;
+}
+
 static volatile sig_atomic_t caught;
 static void on_signal(int signal) { caught = signal; }
 
@@ -190,6 +200,12 @@ int main(int argc, char **argv)
 			execl("/proc/self/exe", argv[0], argv[1], "after-exec", a, b, NULL);
 		wait(NULL);
 		execl("/proc/self/exe", argv[0], argv[1], "after-exec", a, b, NULL);
+	} else if (!strcmp(what, "thread-exec")) { /* exec by another thread than the first, which waits */
+		pthread_t other;
+
+		pthread_create(&other, NULL, execute, argv);
+		for (;;)
+			pause();
 	} else if (!strcmp(what, "fails")) {
 		chdir(argv[1]);
 		open("vfio/4", O_RDWR); /* a relative name is the same file */
