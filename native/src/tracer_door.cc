@@ -30,7 +30,7 @@ bool ReadRows(const Napi::Value& value, const char* what, std::vector<Row>* rows
   Napi::Uint32Array words = value.As<Napi::Uint32Array>();
   if (words.ByteLength() % sizeof(Row) != 0) return ThrowRange(env, std::string(what) + " must be whole rows"), false;
   rows->resize(words.ByteLength() / sizeof(Row));
-  memcpy(rows->data(), words.Data(), words.ByteLength());
+  if (!rows->empty()) memcpy(rows->data(), words.Data(), words.ByteLength());
   return true;
 }
 
