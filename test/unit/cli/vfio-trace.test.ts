@@ -4,7 +4,10 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { openDoor, SHARED_OPTIONS } from '../../../cli/machine-options.ts';
+import { startVerb } from '../../../cli/verb-frame.ts';
 import { vfioVerb } from '../../../cli/vfio.ts';
+import { kvmNode } from '../../../native/addon.ts';
 
 const bundle = join(import.meta.dirname, '../../../dist/ferry.cjs');
 if (!existsSync(bundle))
@@ -32,6 +35,19 @@ async function ferry(...args: string[]): Promise<{ code: number; out: string; er
   vi.restoreAllMocks();
   return { code, ...seen };
 }
+
+it('ferry run and ferry receive take --vfio-trace, and only then is the door another', async () => {
+  const file = join(folder, 'own');
+  const start = await startVerb({ name: 'run', options: SHARED_OPTIONS, help: '' }, ['--vfio-trace', file]);
+  expect(start?.registry.helpFor('vfio-pci')).not.toBeNull();
+  await vi.waitFor(() => expect(readFileSync(file, 'utf8')).toMatch(/\n$/), { timeout: 10_000 });
+  expect(JSON.parse(readFileSync(file, 'utf8'))).toMatchObject({
+    trace: 'ferry-vfio',
+    program: ['ferry', 'run', '--vfio-trace', file],
+    notes: expect.arrayContaining([expect.stringContaining('not visible')]),
+  });
+  expect(openDoor(null, [])).toBe(kvmNode());
+});
 
 describe('ferry vfio trace', () => {
   it('records a command into a file that it shows, with its exit code', async () => {
