@@ -44,7 +44,7 @@ export class ReplayDoor implements KernelDoor {
   constructor(parts: ReplayParts) {
     this.#parts = parts;
     // Lines are written when calls end; a call that blocked began before those that overtook it.
-    const inOrder = [...parts.trace.calls].sort((a, b) => a.call.at - b.call.at || a.line - b.line);
+    const inOrder = [...parts.trace.calls].sort(byStart);
     for (const each of inOrder) {
       const { call, on, errno } = each.call;
       const queues = call === 'mmap' ? this.#maps : this.#queues;
@@ -68,7 +68,8 @@ export class ReplayDoor implements KernelDoor {
 
   /** The next one of any file. */
   peek(): NumberedCall | null {
-    return this.left[0] ?? null;
+    const heads = [...this.#queues.values()].flatMap((queue) => queue.slice(0, 1));
+    return heads.sort(byStart)[0] ?? null;
   }
 
   skip(next: NumberedCall): void {
@@ -263,6 +264,10 @@ export class ReplayDoor implements KernelDoor {
     const link = readlinkSync(`/proc/self/fd/${fd}`);
     return fileOfPath(this.#parts.paths, link) ?? { kind: 'other', on: link };
   }
+}
+
+function byStart(a: NumberedCall, b: NumberedCall): number {
+  return a.call.at - b.call.at || a.line - b.line;
 }
 
 /** "ENOENT" or "errno 524", as native/errno.ts writes them. */

@@ -23,6 +23,14 @@ export async function replayInfo(input: ReplayInput): Promise<DeviceOffer[]> {
     const offers: DeviceOffer[] = [];
     for (const { bdf } of trace.devices) offers.push(await answered(door, probeDevice(door, host.paths, bdf)));
     return offers;
+  } catch (error) {
+    if (error !== door.mismatch || isOfInfo(trace.header.program)) throw error;
+    const program = trace.header.program.slice(0, 3).join(' ');
+    throw new VmmError(
+      'replay',
+      `${(error as Error).message}; this is a trace of '${program}', which may well call in another order than ferry vfio info: ferry vfio trace --show prints it`,
+      { exitCode: 1 },
+    );
   } finally {
     door.close();
     host.close();
@@ -36,4 +44,10 @@ export async function answered<T>(door: ReplayDoor, work: Promise<T>): Promise<T
   });
   if (door.mismatch !== null) throw door.mismatch;
   return result;
+}
+
+/** 'ferry vfio info', however its executable was called. */
+function isOfInfo(program: readonly string[]): boolean {
+  const at = program.indexOf('vfio');
+  return at !== -1 && program[at + 1] === 'info';
 }

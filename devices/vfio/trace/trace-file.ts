@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { VmmError } from '../../../native/errno.ts';
 import type { HostPciDevice } from '../host-pci.ts';
 import type { Values } from './fields.ts';
+import { faultOf } from './trace-check.ts';
 
 export const TRACE_VERSION = 1;
 
@@ -141,12 +142,16 @@ export function parseTrace(path: string, text: string): Trace {
 function headerOf(path: string, text: string): TraceHeader {
   let found: Partial<TraceHeader> = {};
   try {
-    found = JSON.parse(text) as Partial<TraceHeader>;
+    found = (JSON.parse(text) as Partial<TraceHeader> | null) ?? {};
   } catch {
     // said below
   }
   if (found.trace !== 'ferry-vfio') {
     throw new VmmError('trace', `${path} is no trace of ferry: its first line has no "trace":"ferry-vfio"`);
+  }
+  const isList = (list: unknown) => Array.isArray(list) && list.every((each) => typeof each === 'string');
+  if (!isList(found.program) || !isList(found.notes)) {
+    throw new VmmError('trace', `${path} line 1 has no program or no notes: the file is damaged; record it again`);
   }
   if (found.version !== TRACE_VERSION) {
     throw new VmmError(
@@ -165,27 +170,10 @@ function parseLine(path: string, line: number, text: string): DeviceLine | EndLi
     throw new VmmError('trace', `${path} line ${line} is not JSON: the file is damaged; record it again`);
   }
   if (typeof found !== 'object' || found === null) return { other: true };
-  if ('device' in found) return { device: checkedDevice(path, line, found.device) };
-  if ('call' in found) return checkedCall(path, line, found as unknown as CallLine);
-  return 'end' in found ? (found as unknown as EndLine) : { other: true };
-}
-
-/** Names become paths of a directory in replay: a trace comes from somebody else and must not lead out of it. */
-function checkedDevice(path: string, line: number, device: unknown): TracedDevice {
-  const { bdf, driver, cdev, group } = (device ?? {}) as Partial<Record<keyof TracedDevice, unknown>>;
-  const isName = (name: unknown) => name === null || (typeof name === 'string' && /^[A-Za-z0-9_][\w.-]*$/.test(name));
-  const isAddress = typeof bdf === 'string' && /^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$/.test(bdf);
-  const isGroup = group === null || (typeof group === 'number' && Number.isInteger(group) && group >= 0);
-  if (isAddress && isName(driver) && isName(cdev ?? null) && isGroup) return device as TracedDevice;
-  throw new VmmError('trace', `${path} line ${line} describes no PCI device: the file is damaged; record it again`);
-}
-
-const TEXTS: readonly (keyof CallLine)[] = ['call', 'on', 'what'];
-const NUMBERS: readonly (keyof CallLine)[] = ['at', 'us', 'fd', 'result'];
-
-function checkedCall(path: string, line: number, call: CallLine): CallLine {
-  const bad =
-    TEXTS.find((name) => typeof call[name] !== 'string') ?? NUMBERS.find((name) => typeof call[name] !== 'number');
-  if (bad === undefined) return call;
-  throw new VmmError('trace', `${path} line ${line} has no ${bad}: the file is damaged; record it again`);
+  const fault = faultOf(found);
+  if (fault !== null) {
+    throw new VmmError('trace', `${path} line ${line} ${fault}: the file is damaged; record it again`);
+  }
+  const isKnown = 'device' in found || 'call' in found || 'end' in found;
+  return isKnown ? (found as DeviceLine | EndLine | CallLine) : { other: true };
 }

@@ -32,7 +32,7 @@ beforeEach(() => {
   kernel.dmaLogging = 'works';
   kernel.regions = [regionInfo(0, 0x1000n, 7), new Uint8Array(0), regionInfo(2, 0x4000n, 7, [[0n, 0x2000n]])];
   kernel.irqs = [{ flags: 1, count: 1 }];
-  lines = [headerFor({ program: ['test'], data: true, notes: [] })];
+  lines = [headerFor({ program: ['ferry', 'vfio', 'info', BDF], data: true, notes: [] })];
   door = new TracingDoor(kernel, { sink: { line: (line) => lines.push(line) }, paths: tree.paths, data: true });
 });
 afterEach(() => tree.close());
@@ -79,6 +79,11 @@ describe('ferry vfio info', () => {
     await expect(replayInfo(input())).rejects.toThrow(
       `${FILE}: line ${at} expects VFIO_DEVICE_GET_REGION_INFO(index=0) of device ${BDF}, but VFIO_DEVICE_GET_INFO was asked`,
     );
+    lines[0] = headerFor({ program: ['qemu-system-x86_64'], data: true, notes: [] });
+    await expect(replayInfo(input())).rejects.toThrow(
+      /was asked; this is a trace of 'qemu-system-x86_64', which may well call in another order than ferry vfio info/,
+    );
+    lines[0] = headerFor({ program: ['ferry', 'vfio', 'info', BDF], data: true, notes: [] });
     lines.splice(at - 1);
     await expect(replayInfo(input())).rejects.toThrow(
       `${FILE}: has no further call of device ${BDF}, but VFIO_DEVICE_GET_INFO was asked`,
@@ -94,12 +99,12 @@ describe('ferry vfio info', () => {
       expect(trace).toThrow(text);
       lines = kept;
     };
-    refused({ bdf: '../../../../tmp/x' }, /bug.trace line 2 describes no PCI device/);
-    refused({ driver: '../../x' }, /describes no PCI device/);
-    refused({ cdev: '..' }, /describes no PCI device/);
-    refused({ group: '../x' }, /describes no PCI device/);
+    refused({ bdf: '../../../../tmp/x' }, /bug.trace line 2 has no usable 'bdf' of its device: the file is damaged/);
+    refused({ driver: '../../x' }, /no usable 'driver'/);
+    refused({ cdev: '..' }, /no usable 'cdev'/);
+    refused({ group: '../x' }, /no usable 'group'/);
     lines.push({ call: 'open', on: 'group ../../../escaped' } as never);
-    expect(trace).toThrow(/line \d+ has no what/);
+    expect(trace).toThrow(/line \d+ has no usable 'at' of its call/);
     lines.pop();
     lines.push({ at: 0, us: 0, call: 'open', fd: 1, on: 'group ../../../escaped', what: 'open', result: 1 });
     const host = new ReplayHost(trace());
@@ -249,6 +254,17 @@ describe('the migration part', () => {
       ok: false,
       text: `${FILE}: has no further call of device ${BDF}, but VFIO_DEVICE_FEATURE(GET MIG_DEVICE_STATE) was asked`,
     });
+  });
+
+  it('ends also when lines are in another order than the calls began', async () => {
+    kernel.answers.set('GET_DEVICE_FD', () => kernel.eventFd());
+    await session();
+    // A program's second thread: its call began first and ended last.
+    const at = lineOf('VFIO_DEVICE_FEATURE(GET MIG_DATA_SIZE)') - 1;
+    lines[at] = { ...(lines[at] as CallLine), at: 0 };
+    const steps = await replayWalk(input());
+    expect(steps[0]?.line).toBe(at + 1);
+    expect(steps).toHaveLength(6);
   });
 
   it('is nothing that a trace of ferry vfio info has', async () => {
