@@ -1,6 +1,6 @@
-// A tracer of another program by ptrace, for `ferry vfio trace -- COMMAND`: sees every call on VFIO and iommufd fds, in threads and children
-// too, of static programs as well. A seccomp filter stops the program at the calls that may matter only; all else runs at full speed.
-// One native thread owns the tracees (ptrace is per thread): tracer_loop.cc. What is of interest is told by the caller as tables:
+// A tracer of another program by ptrace, for `ferry vfio trace -- COMMAND`: sees every call on VFIO and iommufd fds, in threads and
+// children too, of static programs as well. A seccomp filter stops the program at the calls that may matter only; all else runs at full
+// speed. One native thread owns the tracees (ptrace is per thread): tracer_loop.cc. What is of interest is told by the caller as tables:
 // this code knows system calls and file descriptors, not VFIO. ptrace(2), seccomp(2); x86-64 programs only.
 #pragma once
 #include <sys/types.h>

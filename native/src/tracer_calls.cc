@@ -1,4 +1,5 @@
-// See tracer_calls.h: which calls, and fds. What an ioctl's argument holds is tracer_ioctl.cc's. Names of calls are those of their manual pages.
+// See tracer_calls.h: which calls, and fds. What an ioctl's argument holds is tracer_ioctl.cc's. Names of calls are those of their
+// manual pages.
 #include "tracer_calls.h"
 
 #include <fcntl.h>

@@ -1,5 +1,5 @@
-// What a system call of a tracee means for its fds, and what of it is told. Called by tracer_loop.cc at the entry and at the end of each call that
-// the filter stops at. Tracer's thread; while it looks, the calling thread stands still, but its siblings may run.
+// What a system call of a tracee means for its fds, and what of it is told. Called by tracer_loop.cc at the entry and at the end of each
+// call that the filter stops at. Tracer's thread; while it looks, the calling thread stands still, but its siblings may run.
 #pragma once
 #include "tracer_files.h"
 

@@ -1,5 +1,5 @@
-// traceProgram of native/addon.ts: reads the tables, starts the tracer's thread (tracer.h), and gives its calls to JS in batches, each next() being
-// one job on a thread that waits for them. JS thread.
+// traceProgram of native/addon.ts: reads the tables, starts the tracer's thread (tracer.h), and gives its calls to JS in batches, each
+// next() being one job on a thread that waits for them. JS thread.
 #include <pthread.h>
 #include <sys/wait.h>
 

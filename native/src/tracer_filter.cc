@@ -1,5 +1,6 @@
-// The seccomp filter of tracer.h: stops at the calls that open, pass on or use files, for ioctls only at those of one type. What it does not
-// know, and 32-bit programs, run untouched. Installed in the child between fork and exec; inherited by all that it starts. seccomp(2)
+// The seccomp filter of tracer.h: stops at the calls that open, pass on or use files, for ioctls only at those of one type. What it does
+// not know, and 32-bit programs, run untouched. Installed in the child between fork and exec; inherited by all that it starts.
+// seccomp(2)
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>

@@ -1,5 +1,5 @@
-// The ioctl part of tracer_calls.h: the argument before and after the call, what it points to, and the fd that may come out of it, all by the
-// caller's tables. What cannot be read is left out; a tracee's nonsense is its own.
+// The ioctl part of tracer_calls.h: the argument before and after the call, what it points to, and the fd that may come out of it, all
+// by the caller's tables. What cannot be read is left out; a tracee's nonsense is its own.
 #include <cstring>
 
 #include "tracer_calls.h"

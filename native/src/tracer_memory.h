@@ -1,4 +1,5 @@
-// What the tracer sees of a stopped process besides its registers: memory, and where its fds lead. Tracer's thread. process_vm_readv(2), proc(5)
+// What the tracer sees of a stopped process besides its registers: memory, and where its fds lead. Tracer's thread. process_vm_readv(2),
+// proc(5)
 #pragma once
 #include <sys/uio.h>
 
