@@ -2,8 +2,6 @@
 import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
 import { HOST_PATHS, type KernelDoor } from '../devices/vfio/kernel-door.ts';
 import { createVfioPciType } from '../devices/vfio/pci-type.ts';
-import { TraceWriter } from '../devices/vfio/trace/trace-writer.ts';
-import { OWN_TRACE_NOTES, TracingDoor } from '../devices/vfio/trace/tracing-door.ts';
 import { kvmNode } from '../native/addon.ts';
 import type { OptionTable } from './options.ts';
 
@@ -38,9 +36,11 @@ export const SHARED_OPTIONS: OptionTable = {
   },
 };
 
-/** The kernel as the devices see it; with `trace`, every call is written into that file. */
-export function openDoor(trace: string | null, program: readonly string[]): KernelDoor {
+/** The kernel as the devices see it; with `trace`, every call is written into that file. Loaded only then: most starts need none of it. */
+export async function openDoor(trace: string | null, program: readonly string[]): Promise<KernelDoor> {
   if (trace === null) return kvmNode();
+  const { OWN_TRACE_NOTES, TracingDoor } = await import('../devices/vfio/trace/tracing-door.ts');
+  const { TraceWriter } = await import('../devices/vfio/trace/trace-writer.ts');
   const sink = new TraceWriter(trace, { program, data: false, notes: OWN_TRACE_NOTES });
   return new TracingDoor(kvmNode(), { sink, paths: HOST_PATHS, data: false });
 }

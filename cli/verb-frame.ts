@@ -22,7 +22,7 @@ export async function startVerb(
   }
   const parsed = parseOptions(verb.name, verb.options, args);
   const log = createLog(parseLevel(parsed.value('log-level')));
-  const door = openDoor(parsed.value('vfio-trace'), ['ferry', verb.name, ...args]);
+  const door = await openDoor(parsed.value('vfio-trace'), ['ferry', verb.name, ...args]);
   const registry = await openRegistry(parsed.list('plugin'), door);
   const help = deviceHelp(parsed.list('device'), registry);
   if (help !== null) process.stdout.write(help);

@@ -103,7 +103,7 @@ async function act(parsed: Parsed): Promise<void> {
   }
   if (action === 'info') {
     const offer = await probeDevice(
-      openDoor(parsed.value('vfio-trace'), ['ferry', 'vfio', 'info', address]),
+      await openDoor(parsed.value('vfio-trace'), ['ferry', 'vfio', 'info', address]),
       HOST_PATHS,
       address,
     );

@@ -46,7 +46,7 @@ it('ferry run and ferry receive take --vfio-trace, and only then is the door ano
     program: ['ferry', 'run', '--vfio-trace', file],
     notes: expect.arrayContaining([expect.stringContaining('not visible')]),
   });
-  expect(openDoor(null, [])).toBe(kvmNode());
+  expect(await openDoor(null, [])).toBe(kvmNode());
 });
 
 describe('ferry vfio trace', () => {
