@@ -78,13 +78,9 @@ class Walk {
     const port = this.#portOf(device);
     if (feature === 'MIG_DEVICE_STATE' && how === 'SET ') return this.#set(port, state ?? '');
     if (feature === 'MIG_DATA_SIZE' && how === 'GET ') return sizeText(await port.stopCopySize());
-    if (call.call === 'ioctl' && call.what.startsWith('VFIO_MIG_GET_PRECOPY_INFO')) {
-      const info = await port.precopyInfo();
-      return info === null
-        ? 'the driver does not say what is left of pre-copy'
-        : `${info.initial} bytes initial, ${info.dirty} dirty`;
-    }
-    if (call.call === 'read') return this.#save(port);
+    if (!port.sessionOpen) return `${call.what}: the session has ended, so Ferry does not ask`;
+    if (call.what.startsWith('VFIO_MIG_GET_PRECOPY_INFO')) return this.#precopy(port);
+    if (call.call === 'read') return this.#save(port, call.on);
     if (call.call === 'write') return this.#load(port, next);
     return `${call.what}: Ferry does not ask this`;
   }
@@ -117,14 +113,14 @@ class Walk {
     return `${from} -> ${name}${port.state === target ? '' : `, but it is in ${word(port.state)}`}`;
   }
 
-  async #save(port: FeatureV2): Promise<string> {
+  async #save(port: FeatureV2, on: string): Promise<string> {
     let reads = 0;
     const pump = async (fd: number): Promise<PumpResult> => {
       let bytes = 0;
       for (;;) {
         const next = this.#door.peek();
         // The program did something else in between: so do we.
-        if (next === null || next.call.call !== 'read') return { bytes, end: 'more' };
+        if (next === null || next.call.call !== 'read' || next.call.on !== on) return { bytes, end: 'more' };
         try {
           const length = this.#door.streamLength(fd);
           reads += 1;
@@ -141,13 +137,34 @@ class Walk {
     return `stream: ${bytes} bytes in ${reads} reads${how}`;
   }
 
-  async #load(port: FeatureV2, next: NumberedCall): Promise<string> {
+  async #precopy(port: FeatureV2): Promise<string> {
+    if (port.state !== 'pre-copy' && port.state !== 'pre-copy-p2p') {
+      return `what is left of pre-copy: Ferry does not ask in ${word(port.state)}`;
+    }
+    const info = await port.precopyInfo();
+    return info === null
+      ? 'the driver does not say what is left of pre-copy'
+      : `${info.initial} bytes initial, ${info.dirty} dirty`;
+  }
+
+  /** All writes that follow one another: how a program cut the stream says nothing. */
+  async #load(port: FeatureV2, first: NumberedCall): Promise<string> {
+    let bytes = 0;
+    let writes = 0;
     const pump = async (): Promise<void> => {
-      this.#door.skip(next);
-      if (next.call.errno !== undefined) throw new Error(`the device refused the bytes (${next.call.errno})`);
+      let next: NumberedCall | null = first;
+      while (next !== null && next.call.call === 'write' && next.call.on === first.call.on) {
+        this.#door.skip(next);
+        if (next.call.errno !== undefined) {
+          throw new Error(`the device refused bytes of the stream (${next.call.errno}) after ${bytes}`);
+        }
+        bytes += next.call.result;
+        writes += 1;
+        next = this.#door.peek();
+      }
     };
-    await port.load(sourceOf(pump), next.call.length ?? 0);
-    return `stream: ${next.call.result} bytes written`;
+    await port.load(sourceOf(pump), first.call.length ?? 0);
+    return `stream: ${bytes} bytes in ${writes} writes`;
   }
 }
 

@@ -256,6 +256,44 @@ describe('the migration part', () => {
     });
   });
 
+  it('loads what was written in one step, and leaves out what Ferry never does', async () => {
+    kernel.answers.set('GET_DEVICE_FD', () => kernel.eventFd());
+    const group = openSync(`${tree.paths.dev}/vfio/4`, 'r+');
+    const device = openFeatureV2(door, door.ioctl('GET_DEVICE_FD', group, 0x3b6a, Buffer.from(`${BDF}\0`)), BDF)!;
+    closeSync(group);
+    await device.setState('resuming');
+    for (const size of [97, 3]) wrote(size, null);
+    await device.setState('stop');
+    // The session is over: this program tries all the same.
+    wrote(-1, 'ENODEV');
+    await device.setState('resuming');
+    wrote(-1, 'EINVAL');
+    const on = `data 2 of ${BDF}`;
+    lines.push({
+      ...(lines.at(-1) as CallLine),
+      call: 'ioctl',
+      on,
+      what: 'VFIO_MIG_GET_PRECOPY_INFO',
+      request: 0x3b79,
+    });
+    const steps = await replayWalk(input());
+    expect(steps.map(({ ok, text }) => [ok, text])).toEqual([
+      [true, 'can STOP_COPY P2P PRE_COPY'],
+      [true, 'RUNNING -> RESUMING'],
+      [true, 'stream: 100 bytes in 2 writes'],
+      [true, 'RESUMING -> STOP'],
+      [true, 'write(4096): the session has ended, so Ferry does not ask'],
+      [true, 'STOP -> RESUMING'],
+      [false, 'the device refused bytes of the stream (EINVAL) after 0'],
+      [true, 'what is left of pre-copy: Ferry does not ask in RESUMING'],
+    ]);
+  });
+  function wrote(result: number, errno: string | null): void {
+    stream(result, errno);
+    const opened = lines.filter((line) => 'made' in line && line.made?.on.startsWith('data ')).length;
+    Object.assign(lines.at(-1) as object, { call: 'write', what: 'write(4096)', on: `data ${opened} of ${BDF}` });
+  }
+
   it('ends also when lines are in another order than the calls began', async () => {
     kernel.answers.set('GET_DEVICE_FD', () => kernel.eventFd());
     await session();
