@@ -17,7 +17,7 @@ import { HostTree } from '../fakes/host-tree.ts';
 import { FakeVfioKernel, migratable, regionInfo } from '../fakes/vfio-kernel.ts';
 
 const BDF = '0000:65:00.0';
-const ROUNDS = 1500;
+const ROUNDS = 800;
 const native = { createBitmap: (): never => never(), eventFd: () => 0, eventTake: () => 0n };
 function never(): never {
   throw new Error('nobody asks for a bitmap here');
