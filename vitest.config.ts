@@ -1,5 +1,8 @@
 import { defineConfig } from 'vitest/config';
 
+/** A lab host, where the kvm tests run on a machine without /dev/kvm, is slower by that (scripts/kvm-in-lab.mjs). */
+const patience = Number(process.env['FERRY_TEST_PATIENCE'] ?? 1);
+
 // Native threads die with their process, so every test file gets a process of its own (pool: forks).
 export default defineConfig({
   test: {
@@ -17,8 +20,8 @@ export default defineConfig({
           name: 'kvm',
           pool: 'forks',
           include: ['test/kvm/**/*.test.ts'],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 60_000 * patience,
+          hookTimeout: 60_000 * patience,
           fileParallelism: false,
         },
       },

@@ -46,6 +46,7 @@ function configOf(order: Order): MachineConfig {
     clock: 'stop',
     noReboot: false,
     preallocate: order.preallocate,
+    dirtyLog: { kind: 'bitmap' },
     debugExit: false,
   };
 }
@@ -95,6 +96,7 @@ async function destination(order: Order, address: Promise<SocketAddress>): Promi
     memory: null,
     cpus: null,
     preallocate: order.preallocate,
+    dirtyLog: { kind: 'bitmap' },
     clock: 'stop',
   };
   const builder: MachineBuilder = {

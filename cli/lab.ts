@@ -6,9 +6,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { stillRuns } from '../images/cache.ts';
+import { parseExtraModule } from '../images/lab/own-kernel.ts';
 import { startCommand } from '../lab/client.ts';
 import { collect } from '../lab/host.ts';
-import { buildLabImage, startLab } from '../lab/lab.ts';
+import { buildLabImage, type LabOptions, prepareLab, startLab } from '../lab/lab.ts';
 import { type HostRecord, type LabRecord, labBase, liveLabs } from '../lab/lab-directory.ts';
 import type { LabDeviceKind } from '../lab/qemu-command.ts';
 import { Qmp } from '../lab/qmp.ts';
@@ -19,6 +20,10 @@ const HELP = `ferry lab - hosts with KVM, an IOMMU and PCI devices to pass throu
   ferry lab up [NAME] [--hosts 1|2] [--devices edu,nvme,e1000e,bochs-display] [--memory MiB] [--foreground]
         boots one or two lab hosts (two are linked: host-a 10.9.0.11, host-b 10.9.0.12) and returns when they run commands.
         Builds the image first if it is not in the cache. With --foreground: until Ctrl-C.
+  ferry lab up ... --kernel FILE [--modules DIR] [--kernel-config FILE] [--module FILE.ko[,PARAM=VALUE...]]...
+        the same with your own kernel (bzImage or vmlinux), for bringing up a driver. --modules: where \`make modules_install
+        INSTALL_MOD_PATH=DIR\` put its modules. --module: loaded last, in this order; it may be given several times. What the lab needs
+        of the kernel's configuration and does not find is named.
   ferry lab exec [--lab NAME] [--host a|b] COMMAND [ARG...]
         runs a command in a lab host: one word is a line for bash, several are a program and its arguments. stdin, stdout, stderr
         and the exit code are the command's; when ferry is killed, the command is too. Inside, the repository is at its own path
@@ -68,6 +73,10 @@ const UP_OPTIONS = {
   devices: { type: 'string', default: 'edu,nvme,e1000e' },
   memory: { type: 'string', default: '2048' },
   foreground: { type: 'boolean', default: false },
+  kernel: { type: 'string' },
+  modules: { type: 'string' },
+  'kernel-config': { type: 'string' },
+  module: { type: 'string', multiple: true },
 } as const;
 
 const KINDS: readonly LabDeviceKind[] = ['edu', 'nvme', 'e1000e', 'bochs-display'];
@@ -80,15 +89,16 @@ async function up(args: string[]): Promise<number> {
   const memoryMiB = Number(values.memory);
   if (!Number.isInteger(memoryMiB) || memoryMiB < 512 || memoryMiB > 65536)
     throw new VmmError('EUSAGE', `--memory ${values.memory}: expected MiB from 512 to 65536`);
+  const own = ownKernelOf(values);
   if (!values.foreground) {
     // What takes long or may fail is done where the user sees it.
-    await buildLabImage(say);
+    await prepareLab({ own }, say);
     return detach(name, args);
   }
   const end = new Promise<void>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => resolve());
   });
-  const lab = await startLab({ name, hosts, devices, memoryMiB, say });
+  const lab = await startLab({ name, hosts, devices, memoryMiB, say, own });
   say(`lab ${name} is up: ${lab.hosts.map((host) => host.name).join(', ')}`);
   await Promise.race([end, ...lab.hosts.map((host) => host.ended)]);
   const crashed = lab.hosts.find((host) => host.crashed);
@@ -96,6 +106,23 @@ async function up(args: string[]): Promise<number> {
     say(`${crashed.name} crashed; the end of its console:\n${crashed.consoleLog().slice(-3000)}`);
   await lab.close();
   return crashed === undefined ? 0 : 1;
+}
+
+interface OwnValues {
+  readonly kernel?: string | undefined;
+  readonly modules?: string | undefined;
+  readonly 'kernel-config'?: string | undefined;
+  readonly module?: readonly string[] | undefined;
+}
+
+/** null: Debian's kernel. */
+function ownKernelOf(values: OwnValues): NonNullable<LabOptions['own']> | null {
+  const { kernel, modules = null, 'kernel-config': config = null, module = [] } = values;
+  if (kernel !== undefined) return { kernel: { kernel, modules, config }, modules: module.map(parseExtraModule) };
+  const alone =
+    modules !== null ? '--modules' : config !== null ? '--kernel-config' : module.length > 0 ? '--module' : null;
+  if (alone === null) return null;
+  throw new VmmError('EUSAGE', `${alone} goes with --kernel FILE; see ferry lab --help`);
 }
 
 /** Leaves a keeper behind and waits until its lab is up. */

@@ -3,6 +3,7 @@ import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
 import { HOST_PATHS, type KernelDoor } from '../devices/vfio/kernel-door.ts';
 import { createVfioPciType } from '../devices/vfio/pci-type.ts';
 import { kvmNode } from '../native/addon.ts';
+import { parseObjects } from '../vmm/object-syntax.ts';
 import type { OptionTable } from './options.ts';
 
 export const SHARED_OPTIONS: OptionTable = {
@@ -10,6 +11,11 @@ export const SHARED_OPTIONS: OptionTable = {
     kind: 'list',
     value: 'SPEC',
     help: "a device in QEMU's -device syntax (or JSON), may be repeated:\nvfio-pci,host=0000:65:00.0[,id=...][,addr=...]; 'help' lists all,\n'vfio-pci,help' the properties of one",
+  },
+  object: {
+    kind: 'list',
+    value: 'SPEC',
+    help: "in QEMU's -object syntax, may be repeated: iommufd,id=ID[,fd=N], for\ndevices with iommufd=ID; N: an open /dev/iommu that was inherited",
   },
   plugin: { kind: 'list', value: 'FILE', help: 'a JavaScript file that adds a device type (docs/plugins.md)' },
   serial: {
@@ -22,6 +28,11 @@ export const SHARED_OPTIONS: OptionTable = {
     kind: 'value',
     value: 'POLICY',
     help: "stop (default): the guest's clock stands still in a pause; catch-up: it jumps",
+  },
+  accel: {
+    kind: 'value',
+    value: 'SPEC',
+    help: "kvm[,dirty-ring-size=N][,dirty-log=bitmap|manual]: how written pages are found\nduring a migration: KVM's bitmap (default), the bitmap cleared in pieces,\nor a ring of N pages a vCPU (1024 to 65536)",
   },
   preallocate: { kind: 'flag', value: '', help: 'back all guest RAM before the start' },
   'vfio-trace': {
@@ -45,8 +56,13 @@ export async function openDoor(trace: string | null, program: readonly string[])
   return new TracingDoor(kvmNode(), { sink, paths: HOST_PATHS, data: false });
 }
 
-export async function openRegistry(plugins: readonly string[], door: KernelDoor): Promise<DeviceRegistry> {
-  const registry = createRegistry([createVfioPciType({ door, paths: HOST_PATHS, open: null })]);
+export async function openRegistry(
+  plugins: readonly string[],
+  objects: readonly string[],
+  door: KernelDoor,
+): Promise<DeviceRegistry> {
+  const parts = { door, paths: HOST_PATHS, objects: parseObjects(objects), open: null };
+  const registry = createRegistry([createVfioPciType(parts)]);
   for (const file of plugins) await registry.loadPlugin(file);
   return registry;
 }

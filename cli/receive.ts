@@ -1,6 +1,6 @@
 // `ferry receive`: waits for one guest from another host, takes it over, and stays until it ends. Only host-side options: the rest comes with it.
 import { VmmError } from '../native/errno.ts';
-import { judgeClock, judgeCpus, judgeMemory, judgeSerial } from '../vmm/config.ts';
+import { judgeAccel, judgeClock, judgeCpus, judgeMemory, judgeSerial } from '../vmm/config.ts';
 import { parseDevices } from '../vmm/device-syntax.ts';
 import { PreparedRam } from '../vmm/prepared-ram.ts';
 import { openConsole } from './console.ts';
@@ -70,6 +70,7 @@ export const receiveVerb: Verb = {
         memory: size,
         cpus: cpus === null ? null : judgeCpus(cpus),
         preallocate: parsed.flag('preallocate'),
+        dirtyLog: judgeAccel(parsed.value('accel') ?? undefined),
         clock: judgeClock(parsed.value('clock') ?? undefined),
       },
     });

@@ -69,7 +69,7 @@ export function reportText(outcome: MigrationOutcome): string {
   if (report.downtimeMs > 0) lines.push('  downtime', ...downtimeRows(report));
   for (const device of report.devices) {
     lines.push(
-      `  device ${device.id}: ${bytes(device.preCopyBytes)} in pre-copy, ${bytes(device.stopCopyBytes)} in stop-copy`,
+      `  device ${device.id}: ${bytes(device.preCopyBytes)} in pre-copy, ${bytes(device.stopCopyBytes)} in stop-copy${device.lateValidation ? '; its driver judged its state only after the hand-over' : ''}`,
     );
   }
   return `${lines.join('\n')}\n`;

@@ -49,7 +49,7 @@ function inputOf(parsed: Parsed): MachineInput {
     preallocate: parsed.flag('preallocate'),
     debugExit: parsed.flag('debug-exit'),
   };
-  for (const name of ['name', 'memory', 'cpus', 'kernel', 'initrd', 'append', 'serial', 'clock']) {
+  for (const name of ['name', 'memory', 'cpus', 'kernel', 'initrd', 'append', 'serial', 'clock', 'accel']) {
     const value = parsed.value(name);
     if (value !== null) input[name] = value;
   }

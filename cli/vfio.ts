@@ -59,6 +59,13 @@ function listText(devices: readonly ListedDevice[]): string {
     .join('');
 }
 
+function iommufdText({ cdev, iommufd, dirtyTracking, note }: DeviceOffer['iommufd']): string {
+  const there = `${cdev ?? 'no character device'}, ${iommufd ? '/dev/iommu' : 'no /dev/iommu'}`;
+  const tracking =
+    dirtyTracking === null ? `unknown${note === null ? '' : ` (${note})`}` : dirtyTracking ? 'yes' : 'no';
+  return `${there}; dirty pages by the IOMMU: ${tracking}`;
+}
+
 export function offerText(offer: DeviceOffer): string {
   const lines = [describe(offer.device)];
   for (const region of offer.info.regions.filter(({ size }) => size > 0)) {
@@ -71,6 +78,7 @@ export function offerText(offer: DeviceOffer): string {
   lines.push(
     `  IOMMU page sizes: ${sizes.join(', ')}; dirty pages by the container: ${offer.iommu.dirtyPages ? 'yes' : 'no'}`,
   );
+  lines.push(`  iommufd: ${iommufdText(offer.iommufd)}`);
   for (const range of offer.iommu.iovaRanges) {
     lines.push(`  IOVA 0x${hex(range.start, 1)}-0x${hex(range.start + range.length - 1, 1)}`);
   }
@@ -79,6 +87,7 @@ export function offerText(offer: DeviceOffer): string {
       offer.migration.stopCopySize === null ? 'unknown size' : `about ${bytes(offer.migration.stopCopySize)}`;
     lines.push(`  migration: ${offer.migration.abi}, ${offer.migration.flags.join(' ')}, ${size} when stopped`);
   }
+  for (const fact of offer.migrationFacts) lines.push(`    ${fact}`);
   lines.push(`  log of its own DMA: ${offer.dmaLog ? 'yes' : 'no'}`);
   lines.push(
     offer.blocker === null ? '  a guest with it can be moved' : `  a guest with it cannot be moved: ${offer.blocker}`,

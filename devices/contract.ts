@@ -109,8 +109,8 @@ export interface Migratable {
   loadSetup(): Promise<void>;
   /** `length` bytes of one chunk; the device takes them by one of the two doors of `source`. */
   loadChunk(source: ChunkSource, length: number): Promise<void>;
-  /** RESUMING -> STOP. The driver validates here, so it comes before PONG. */
-  loadEnd(): Promise<void>;
+  /** RESUMING -> STOP. The driver validates here, so it comes before PONG. 'late': it judges only on its way to RUNNING. */
+  loadEnd(): Promise<LoadVerdict>;
   /** To RUNNING: at the destination after hand-over, at the source when it goes on. */
   run(): Promise<void>;
   /** From any state back to RUNNING (save side) or to STOP/reset (load side); by the ladder of devices/vfio/migration/recover.ts. */
@@ -118,6 +118,8 @@ export interface Migratable {
   /** Bytes moved so far, for the report. */
   readonly moved: { readonly preCopyBytes: number; readonly stopCopyBytes: number };
 }
+
+export type LoadVerdict = 'validated' | 'late';
 
 export interface ChunkSink {
   /** For plug-ins written in TypeScript. */
@@ -152,7 +154,7 @@ export interface DirtySource {
   /** What takes its place when this one is switched off for a migration (a device's DMA log: the container's); null: all of RAM. */
   readonly fallback: DirtySource | null;
 }
-export type DirtySourceKind = 'kvm' | 'vmm' | 'deviceLog' | 'container' | 'allOfRam';
+export type DirtySourceKind = 'kvm' | 'vmm' | 'deviceLog' | 'region' | 'container' | 'iommufd' | 'allOfRam';
 
 /** What the machine builds, resets, saves and closes. A missing ability is null. */
 export interface Device {

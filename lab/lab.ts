@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { processTag } from '../images/cache.ts';
 import { type LabImage, labImage } from '../images/lab/image.ts';
+import { type ExtraModule, type OwnKernel, ownImage } from '../images/lab/own-kernel.ts';
 import { VmmError } from '../native/errno.ts';
 import { agentBundle } from './agent-bundle.ts';
 import { LabHost } from './host.ts';
@@ -29,6 +30,8 @@ export interface LabOptions {
   readonly signal?: AbortSignal;
   /** More arguments for each QEMU. */
   readonly extra?: readonly string[];
+  /** A kernel and modules that the user brings along; null: Debian's, with our drivers. */
+  readonly own?: { readonly kernel: OwnKernel; readonly modules: readonly ExtraModule[] } | null;
 }
 
 /** Throws one clear line when Debian packages are missing. */
@@ -47,18 +50,53 @@ export async function buildLabImage(say: (line: string) => void, refresh = false
   return labImage({ root: repoRoot(), cache: cacheRoot(), busybox: findProgram('busybox')!, say }, { refresh });
 }
 
+/** What the hosts boot. */
+interface Bootable {
+  readonly kernel: string;
+  readonly initrd: string;
+  /** null: the user's own kernel. */
+  readonly image: LabImage | null;
+}
+
+async function bootableOf({ own = null }: LabOptions, say: (line: string) => void): Promise<Bootable> {
+  if (own === null) {
+    const image = await buildLabImage(say);
+    return { kernel: image.vmlinux, initrd: image.initrd, image };
+  }
+  requireLabPackages();
+  const { kernel, initrd } = await ownImage({
+    own: own.kernel,
+    extra: own.modules,
+    cache: cacheRoot(),
+    init: join(repoRoot(), 'images/lab/init'),
+    busybox: findProgram('busybox')!,
+    say,
+  });
+  return { kernel, initrd, image: null };
+}
+
+/** Builds what a lab with these options boots, without booting it. */
+export async function prepareLab(options: LabOptions, say: (line: string) => void): Promise<void> {
+  await bootableOf(options, say);
+}
+
 export class Lab {
   readonly name: string;
   readonly dir: string;
   readonly hosts: readonly LabHost[];
-  readonly image: LabImage;
+  readonly #image: LabImage | null;
   #closed: Promise<void> | null = null;
 
-  constructor(parts: { name: string; dir: string; hosts: readonly LabHost[]; image: LabImage }) {
+  constructor(parts: { name: string; dir: string; hosts: readonly LabHost[]; image: LabImage | null }) {
     this.name = parts.name;
     this.dir = parts.dir;
     this.hosts = parts.hosts;
-    this.image = parts.image;
+    this.#image = parts.image;
+  }
+
+  get image(): LabImage {
+    if (this.#image === null) throw new VmmError('ELAB', `the lab ${this.name} runs a kernel of its user's own`);
+    return this.#image;
   }
 
   /** host(0) is at 10.9.0.11, host(1) at 10.9.0.12. */
@@ -107,7 +145,7 @@ async function bootAll(plans: readonly HostPlan[], agent: string, signal: AbortS
 /** Boots a lab. Resolves when every host runs commands. */
 export async function startLab(options: LabOptions = {}): Promise<Lab> {
   const say = options.say ?? (() => {});
-  const image = await buildLabImage(say);
+  const { kernel, initrd, image } = await bootableOf(options, say);
   const agent = await agentBundle(repoRoot());
   options.signal?.throwIfAborted();
   const name = options.name ?? `lab-${process.pid}-${randomBytes(3).toString('hex')}`;
@@ -119,8 +157,8 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
         name: host,
         index,
         dir: join(dir, host),
-        vmlinux: image.vmlinux,
-        initrd: image.initrd,
+        kernel,
+        initrd,
         repo: repoRoot(),
         cache: cacheRoot(),
         memoryMiB: options.memoryMiB ?? 2048,

@@ -17,7 +17,8 @@ export interface HostPlan {
   /** 0 or 1: which end of the link. */
   readonly index: number;
   readonly dir: string;
-  readonly vmlinux: string;
+  /** vmlinux (entered by PVH) or bzImage. */
+  readonly kernel: string;
   readonly initrd: string;
   readonly repo: string;
   readonly cache: string;
@@ -117,7 +118,7 @@ export function qemuArguments(plan: HostPlan): string[] {
     ...['-device', 'virtio-net-pci,netdev=ctl,mac=52:54:00:00:01:01,romfile='],
     ...linkArguments(plan),
     ...plan.devices.flatMap((each) => deviceArguments(plan, each)),
-    ...['-kernel', plan.vmlinux, '-initrd', plan.initrd],
+    ...['-kernel', plan.kernel, '-initrd', plan.initrd],
     // panic=-1 with -no-reboot: a crashed lab host is a QEMU that has ended.
     ...['-append', APPEND],
     ...plan.extra,

@@ -1,7 +1,7 @@
 // What a migration is to control and cli. Types only; implemented by source.ts and destination.ts.
 //   source.ts       migrateTo(machine: Machine, peer: Channel, options: MigrateOptions): Migration
 //   destination.ts  receiveFrom(peer: Channel, host: ReceiveHost): Incoming
-import type { DeviceConfig, Machine, MachineHost } from '../vmm/api.ts';
+import type { DeviceConfig, DirtyLogChoice, Machine, MachineHost } from '../vmm/api.ts';
 
 /** QEMU's MigrationStatus words, those that we have. */
 export type MigrationStatus =
@@ -69,7 +69,10 @@ export interface DirtyPages {
   readonly kvm: number | null;
   readonly vmm: number | null;
   readonly deviceLog: number | null;
+  /** What devices report through a migration region (the interfaces of 2019). */
+  readonly region: number | null;
   readonly container: number | null;
+  readonly iommufd: number | null;
 }
 export interface RoundReport {
   readonly n: number;
@@ -99,6 +102,8 @@ export interface MigrationReport {
     readonly id: string;
     readonly preCopyBytes: number;
     readonly stopCopyBytes: number;
+    /** Its driver could judge what it was given only after the hand-over, on the way to RUNNING. */
+    readonly lateValidation: boolean;
   }[];
 }
 
@@ -108,6 +113,7 @@ export interface ReceiveHost extends MachineHost {
   readonly memory: number | null;
   readonly cpus: number | null;
   readonly preallocate: boolean;
+  readonly dirtyLog: DirtyLogChoice;
   readonly clock: 'stop' | 'catch-up';
 }
 

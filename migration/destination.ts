@@ -9,7 +9,7 @@ import { buildForIncoming } from '../vmm/machine.ts';
 import type { Incoming, MigrationStatus, ReceiveHost } from './api.ts';
 import { ExpectedSections } from './expected-sections.ts';
 import { checkBuilt, checkCpu, configFor } from './fit.ts';
-import { type CoreSection, loadMachine, parseCore, resumeMachine } from './incoming-load.ts';
+import { type CoreSection, type Loaded, loadMachine, parseCore, resumeMachine } from './incoming-load.ts';
 import { TALK_MS, watchSilence } from './silence.ts';
 import { asError, StopFlag } from './stop-flag.ts';
 import { parseConfig, type StreamConfig } from './stream/config-section.ts';
@@ -69,7 +69,7 @@ class Destination implements Incoming {
   /** At work of its own: the source need not say anything meanwhile. */
   #busy = false;
   /** Set by PONG to the last PING; then EOF alone may follow. */
-  #loadMs: number | null = null;
+  #loaded: Loaded | null = null;
 
   constructor(peer: Channel, host: ReceiveHost, builder: MachineBuilder) {
     this.#peer = peer;
@@ -113,7 +113,7 @@ class Destination implements Incoming {
       await this.#readSections();
       silenceOver();
       const built = this.#mustBeBuilt();
-      await resumeMachine(this.#incoming(built), this.#mustAnswer(), this.#loadMs ?? 0);
+      await resumeMachine(this.#incoming(built), this.#mustAnswer(), this.#loaded ?? { ms: 0, late: [] });
       this.#become('completed');
       void this.#hangUp();
       return built.machine;
@@ -135,11 +135,11 @@ class Destination implements Incoming {
     for (;;) {
       this.#stop.check();
       const record = await this.#reader.next();
-      if (this.#loadMs !== null && record.kind !== 'eof')
+      if (this.#loaded !== null && record.kind !== 'eof')
         throw new StreamError(`a record of kind ${record.kind} where only the hand-over may come`);
       switch (record.kind) {
         case 'eof':
-          if (this.#loadMs === null) throw new StreamError('the stream ends before the machine is complete');
+          if (this.#loaded === null) throw new StreamError('the stream ends before the machine is complete');
           this.#stop.check();
           return;
         case 'openReturnPath':
@@ -168,7 +168,7 @@ class Destination implements Incoming {
     if (value !== PING.handOver) return returns.pong(value);
     const built = this.#mustBeBuilt();
     this.#busy = true;
-    this.#loadMs = await loadMachine(this.#incoming(built), async () => {
+    this.#loaded = await loadMachine(this.#incoming(built), async () => {
       this.#stop.check();
       this.#busy = false;
       await returns.pong(value);

@@ -21,6 +21,7 @@ export function configFor(stream: StreamConfig, host: ReceiveHost): MachineConfi
     clock: host.clock,
     noReboot: stream.noReboot,
     preallocate: host.preallocate,
+    dirtyLog: host.dirtyLog,
     debugExit: stream.debugExit,
   };
 }

@@ -33,11 +33,19 @@ export function parseCore(value: unknown): CoreSection {
   return { running, realtimeNs, core: state as CoreState };
 }
 
-/** Up to and including PONG. Returns how long the loading took. */
-export async function loadMachine(incoming: IncomingMachine, pong: () => Promise<void>): Promise<number> {
+/** What the source is told of it. */
+export interface Loaded {
+  readonly ms: number;
+  /** Ids of the devices whose driver has not judged its state yet. */
+  readonly late: readonly string[];
+}
+
+/** Up to and including PONG. */
+export async function loadMachine(incoming: IncomingMachine, pong: () => Promise<void>): Promise<Loaded> {
   const { machine, expected, states, core } = incoming;
   const began = performance.now();
-  let loadMs = 0;
+  let ms = 0;
+  const late: string[] = [];
   const actions: Readonly<Record<LoadStep, () => Promise<void>>> = {
     checkComplete: async () => expected.checkComplete(),
     loadStates: async () => {
@@ -61,7 +69,7 @@ export async function loadMachine(incoming: IncomingMachine, pong: () => Promise
       await settleAll(
         machine.devices.map(async ({ id, live }) => {
           try {
-            await live?.loadEnd();
+            if ((await live?.loadEnd()) === 'late') late.push(id);
           } catch (thrown) {
             throw new StateError(`device ${id} refuses its data: ${asError(thrown).message}`, { cause: thrown });
           }
@@ -69,16 +77,16 @@ export async function loadMachine(incoming: IncomingMachine, pong: () => Promise
       );
     },
     pong: async () => {
-      loadMs = performance.now() - began;
+      ms = performance.now() - began;
       await pong();
     },
   };
   for (const { name } of LOAD) await actions[name]();
-  return loadMs;
+  return { ms, late: late.sort() };
 }
 
-/** After EOF: the guest is ours. `loadMs` goes into the report to the source. */
-export async function resumeMachine(incoming: IncomingMachine, returns: ReturnWriter, loadMs: number): Promise<void> {
+/** After EOF: the guest is ours. `loaded` goes into the report to the source. */
+export async function resumeMachine(incoming: IncomingMachine, returns: ReturnWriter, loaded: Loaded): Promise<void> {
   const { machine, core } = incoming;
   const began = performance.now();
   const live = machine.devices.flatMap((device) => (device.live === null ? [] : [device.live]));
@@ -95,7 +103,7 @@ export async function resumeMachine(incoming: IncomingMachine, returns: ReturnWr
     shut: async () => {
       // The guest runs; that the source cannot be told is the source's trouble (it says so), not a reason to end here.
       try {
-        await returns.report(loadMs, performance.now() - began);
+        await returns.report({ loadMs: loaded.ms, resumeMs: performance.now() - began, late: loaded.late });
         await returns.shut(0);
       } catch {
         return;

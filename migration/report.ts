@@ -14,7 +14,9 @@ export class ReportBuilder {
     kvm: null,
     vmm: null,
     deviceLog: null,
+    region: null,
     container: null,
+    iommufd: null,
   };
   readonly bytes = { ram: 0, zeroPages: 0, device: 0, state: 0 };
   devices: MigrationReport['devices'] = [];
@@ -30,9 +32,9 @@ export class ReportBuilder {
 
   /** `first`: the initial full pass, whose counts say nothing about the sources. */
   dirtyOf(round: DirtyRound, first: boolean): DirtyPages {
-    const { kvm, vmm, deviceLog, container } = round.pages;
-    const pages: DirtyPages = { kvm, vmm, deviceLog, container };
-    for (const kind of ['kvm', 'vmm', 'deviceLog', 'container'] as const) {
+    const { kvm, vmm, deviceLog, region, container, iommufd } = round.pages;
+    const pages: DirtyPages = { kvm, vmm, deviceLog, region, container, iommufd };
+    for (const kind of ['kvm', 'vmm', 'deviceLog', 'region', 'container', 'iommufd'] as const) {
       const count = pages[kind];
       if (count !== null) this.#dirty[kind] = (this.#dirty[kind] ?? 0) + (first ? 0 : count);
     }

@@ -3,12 +3,7 @@
 import type { Channel } from '../native/addon.ts';
 import { StreamError } from '../native/errno.ts';
 import { asError } from './stop-flag.ts';
-import { type ReturnMessage, readReturn } from './stream/return-path.ts';
-
-export interface DestinationReport {
-  readonly loadMs: number;
-  readonly resumeMs: number;
-}
+import { type DestinationReport, type ReturnMessage, readReturn } from './stream/return-path.ts';
 
 interface Waiter {
   readonly resolve: () => void;

@@ -221,7 +221,11 @@ class SourceMigration implements Migration {
     const session = this.#session;
     this.#ended = true;
     this.#resets?.remove();
-    session.report.devices = session.live.map(({ device, live }) => ({ id: device.id, ...live.moved }));
+    session.report.devices = session.live.map(({ device, live }) => ({
+      id: device.id,
+      ...live.moved,
+      lateValidation: session.returns.report?.late.includes(device.id) ?? false,
+    }));
     session.progress = { ...session.progress, phase: 'ended', sentBytes: session.writer.channel.txBytes };
   }
 

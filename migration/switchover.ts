@@ -181,7 +181,14 @@ export class SwitchOver {
 function addPages(before: DirtyPages | null, last: DirtyPages): DirtyPages {
   const sum = (kind: keyof DirtyPages): number | null =>
     last[kind] === null ? null : last[kind] + (before?.[kind] ?? 0);
-  return { kvm: sum('kvm'), vmm: sum('vmm'), deviceLog: sum('deviceLog'), container: sum('container') };
+  return {
+    kvm: sum('kvm'),
+    vmm: sum('vmm'),
+    deviceLog: sum('deviceLog'),
+    region: sum('region'),
+    container: sum('container'),
+    iommufd: sum('iommufd'),
+  };
 }
 
 /** No PONG, and no SHUT, within this is a failure. */

@@ -58,7 +58,8 @@ export interface PageBitmap {
   /** ORs bits that describe granules of `granule` bytes starting at RAM offset `start`; granule is a power of two >= 512. */
   orBytes(start: number, bits: Uint8Array, granule: number): void;
   /** ORs `bits` bits read by pread at `offset` of a device fd, each a granule of `granule` bytes from RAM offset `start` on (a power of two
-   *  >= 512). Bits that lie outside of the bitmap are ignored. On a native thread; a short read is SysError EIO. */
+   *  >= 512). Bits that lie outside of the bitmap are ignored. Read on a native thread, ORed when all are there; a short read is
+   *  SysError EIO. */
   orFrom(source: { fd: number; offset: number; bits: number }, start: number, granule: number): Promise<void>;
   /** Runs of set bits as [firstPage, pages] pairs, at most `limit` runs, from `fromPage`. For tests and cold paths. */
   runs(fromPage: number, limit: number): Float64Array;
@@ -149,9 +150,12 @@ export interface Channel {
   pumpFrom(fd: number, budget: number, tag: bigint): Promise<{ bytes: number; end: 'more' | 'drained' | 'end' }>;
   /** channel -> data fd, `length` bytes. Rejects with SysError('write(data fd)') when the driver refuses; the channel's bytes are consumed. */
   pumpTo(fd: number, length: number): Promise<void>;
-  /** pieces -> channel as one record (`tag` u64 BE, length of all u64 BE, bytes). A failed pread breaks the channel: its record has begun. */
+  /** pieces -> channel as one record (`tag` u64 BE, length of all u64 BE, bytes). A refused pread is SysError
+   *  'pread(device region)': the channel goes on when all fd pieces take at most 1 MiB (they are read first), else its record had begun and
+   *  it is broken. A record has 1 byte to 1 GiB, and at most 1024 pieces. */
   pumpPiecesFrom(pieces: readonly ChunkPiece[], tag: bigint): Promise<void>;
-  /** channel -> pieces in order, as many bytes as they have in all; `bytes` pieces are filled. SysError as with pumpTo. */
+  /** channel -> pieces in order, as many bytes as they have in all; `bytes` pieces are filled when it resolves. Rejects with
+   *  SysError('pwrite(device region)') when the driver refuses; the channel's bytes are consumed. Same limits; no read-only mapping. */
   pumpPiecesTo(pieces: readonly ChunkPiece[]): Promise<void>;
   readonly txCrc: number;
   readonly rxCrc: number;
@@ -262,6 +266,13 @@ export interface KvmNode {
   recvFds(socket: number, into: Uint8Array, maxFds: number): { bytes: number; fds: number[] };
   pread(fd: number, offset: bigint | number, into: Uint8Array): number;
   pwrite(fd: number, offset: bigint | number, from: Uint8Array): number;
+  /** Takes what KVM has put into a vCPU's dirty ring (a mapping of the vCPU's fd) from entry `next` (modulo its length) on, marks the
+   *  pages in `bitmap` and the entries as taken (KVM_RESET_DIRTY_RINGS is the caller's). `banks`: triples of slot, first page in the
+   *  bitmap, pages. Returns how many entries. */
+  harvestDirtyRing(ring: HostMapping, next: number, bitmap: PageBitmap, banks: Float64Array): number;
+  /** After a harvest: 0 when the ring is in step. Else KVM has written over entries that were not taken: gives how many entries to go on,
+   *  and marks those in between as taken. Some pages are lost then. */
+  rejoinDirtyRing(ring: HostMapping, next: number): number;
   /** The same on a thread of its own, for registers whose access makes a driver work (migration regions). */
   preadAsync(fd: number, offset: bigint | number, into: Uint8Array): Promise<number>;
   pwriteAsync(fd: number, offset: bigint | number, from: Uint8Array): Promise<number>;

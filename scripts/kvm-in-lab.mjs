@@ -49,7 +49,7 @@ async function outputOf(args) {
 /** Inside, the repository is read-only, but vitest and the tests write into it: what they write is forgotten with the host. */
 const SCRIPT = `mkdir -p /tmp/upper /tmp/work
 mount -t overlay -o lowerdir="$0",upperdir=/tmp/upper,workdir=/tmp/work overlay "$0" && cd "$0" || exit 1
-export FERRY_TEST_COUNTS=/hw/counts.json
+export FERRY_TEST_COUNTS=/hw/counts.json FERRY_TEST_PATIENCE=10
 exec "$1" node_modules/vitest/vitest.mjs run --reporter=./scripts/test-reporter.mjs "\${@:2}"`;
 
 process.stderr.write('this machine has no /dev/kvm that can be opened: the tests run in a lab host\n');

@@ -29,7 +29,7 @@ const VARIANTS = {
 /** What has threads, memory or fds in C++. Tests that only compare tables or start compilers would be slow for nothing. */
 const TESTS = [
   ...readdirSync(join(ROOT, 'test/unit/native'))
-    .filter((file) => /^(guest-ram|page-bitmap|fd-watch|ioctl|channel|socket|tracer).*\.test\.ts$/.test(file))
+    .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-|ioctl|channel|socket|tracer).*\.test\.ts$/.test(file))
     .map((file) => `test/unit/native/${file}`),
   'test/kvm/native-vcpu-loop.test.ts',
 ];
@@ -51,6 +51,7 @@ async function compile(variant, folder) {
     '-fno-omit-frame-pointer',
   ];
   flags.push('-DNAPI_VERSION=8', '-DNODE_ADDON_API_DISABLE_DEPRECATED', '-DNODE_ADDON_API_DISABLE_CPP_EXCEPTIONS');
+  flags.push('-DNODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS');
   flags.push('-DBUILDING_NODE_EXTENSION', '-I/usr/include/node', `-I${resolve(ROOT, include)}`, ...variant.flags);
   const files = readdirSync(sources);
   const headers = createHash('sha256').update(flags.join(' '));

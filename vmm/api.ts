@@ -21,9 +21,15 @@ export interface MachineConfig {
   readonly noReboot: boolean;
   /** MADV_POPULATE_WRITE of all RAM before the start. */
   readonly preallocate: boolean;
+  readonly dirtyLog: DirtyLogChoice;
   /** Isa debug exit at 0xf4 (kvm-unit-tests); always there for multiboot guests. */
   readonly debugExit: boolean;
 }
+/** How KVM tells which pages were written. */
+export type DirtyLogChoice =
+  | { readonly kind: 'bitmap' | 'manual' }
+  /** A power of two. */
+  | { readonly kind: 'ring'; readonly ringEntries: number };
 export interface BootConfig {
   readonly kernel: string;
   readonly initrd: string | null;

@@ -3,7 +3,7 @@
 import { accessSync, constants, statSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import { VmmError } from '../native/errno.ts';
-import type { BootConfig, DeviceRegistryView, MachineConfig, SerialConfig } from './api.ts';
+import type { BootConfig, DeviceRegistryView, DirtyLogChoice, MachineConfig, SerialConfig } from './api.ts';
 import { parseDevices } from './device-syntax.ts';
 import { MAX_MEMORY } from './layout.ts';
 import { parseSize, sizeText } from './size.ts';
@@ -26,6 +26,7 @@ export interface MachineInput {
   readonly clock?: string;
   readonly noReboot?: boolean;
   readonly preallocate?: boolean;
+  readonly accel?: string;
   readonly debugExit?: boolean;
 }
 
@@ -40,6 +41,7 @@ export function judgeConfig(input: MachineInput, registry: DeviceRegistryView): 
     clock: judgeClock(input.clock),
     noReboot: input.noReboot ?? false,
     preallocate: input.preallocate ?? false,
+    dirtyLog: judgeAccel(input.accel),
     debugExit: input.debugExit ?? false,
   };
 }
@@ -107,6 +109,33 @@ export function judgeClock(text: string | undefined): 'stop' | 'catch-up' {
   if (text === undefined || text === 'stop') return 'stop';
   if (text === 'catch-up') return text;
   throw bad('clock', `--clock ${text}: give stop (the guest's clock stands still in a pause) or catch-up`);
+}
+
+/** QEMU: -accel kvm[,dirty-ring-size=N]; dirty-log= is ours. */
+export function judgeAccel(text: string | undefined): DirtyLogChoice {
+  const [kind, ...options] = (text ?? 'kvm').split(',');
+  if (kind !== 'kvm') throw bad('accel', `--accel ${text}: only kvm is there; give kvm[,dirty-ring-size=N]`);
+  let choice: DirtyLogChoice = { kind: 'bitmap' };
+  for (const option of options) {
+    const [name, value = ''] = option.split('=');
+    if (name === 'dirty-log' && (value === 'bitmap' || value === 'manual')) choice = { kind: value };
+    else if (name === 'dirty-ring-size') choice = judgeRing(text!, value);
+    else
+      throw bad(
+        'accel',
+        `--accel ${text}: "${option}" is unknown; there are dirty-ring-size=N and dirty-log=bitmap|manual`,
+      );
+  }
+  return choice;
+}
+
+function judgeRing(text: string, value: string): DirtyLogChoice {
+  const entries = /^[0-9]+$/.test(value) ? Number(value) : Number.NaN;
+  // 0 is QEMU's way to say: no ring.
+  if (entries === 0) return { kind: 'bitmap' };
+  if (entries >= 1024 && entries <= 65536 && Number.isInteger(Math.log2(entries)))
+    return { kind: 'ring', ringEntries: entries };
+  throw bad('accel', `--accel ${text}: a dirty ring has a power of two of entries, 1024 to 65536 (or 0 for none)`);
 }
 
 function bad(what: string, message: string): VmmError {

@@ -3,16 +3,18 @@
 import type { DeviceType, PropertySpec, PropertyValue } from '../devices/contract.ts';
 import { VmmError } from '../native/errno.ts';
 import type { DeviceConfig, DeviceRegistryView } from './api.ts';
+import { type KeyValues, parseKeyValues } from './key-values.ts';
 import { parseSize } from './size.ts';
 
 const MAX_SLOT = 31;
+const DEVICE = { option: '--device', first: 'driver', code: 'bad-device' };
 
 /** All --device of one machine. Ids that are not given are made from type and order, so both ends of a migration get the same. */
 export function parseDevices(texts: readonly string[], registry: DeviceRegistryView): DeviceConfig[] {
   const devices: DeviceConfig[] = [];
   const counts = new Map<string, number>();
   for (const text of texts) {
-    const raw = text.trimStart().startsWith('{') ? parseJson(text) : parsePairs(text);
+    const raw = parseKeyValues(text, DEVICE);
     const device = judge(raw, registry, counts);
     if (devices.some((other) => other.id === device.id)) {
       throw refuse(`Duplicate device ID '${device.id}'; give each --device an id= of its own`);
@@ -25,50 +27,7 @@ export function parseDevices(texts: readonly string[], registry: DeviceRegistryV
   return devices;
 }
 
-type Raw = Map<string, string | number | boolean>;
-
-/** A comma in a value is written twice; a word without '=' is driver (the first) or a switch that is on. */
-function parsePairs(text: string): Raw {
-  const raw: Raw = new Map();
-  const parts = text.split(/(?<!,),(?!,)/).map((part) => part.replaceAll(',,', ','));
-  for (const [index, part] of parts.entries()) {
-    const equals = part.indexOf('=');
-    const key = equals < 0 ? (index === 0 ? 'driver' : part) : part.slice(0, equals);
-    const value = equals < 0 ? (index === 0 ? part : true) : part.slice(equals + 1);
-    if (key === '') throw refuse(`--device ${text}: a part is empty; write driver,key=value,...`);
-    put(raw, key, value, text);
-  }
-  return raw;
-}
-
-function parseJson(text: string): Raw {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (cause) {
-    throw new VmmError('bad-device', `--device ${text}: this is not JSON; write {"driver": "...", "key": value}`, {
-      cause,
-    });
-  }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw refuse(`--device ${text}: this is no JSON object; write {"driver": "...", "key": value}`);
-  }
-  const raw: Raw = new Map();
-  for (const [key, member] of Object.entries(value)) {
-    if (typeof member !== 'string' && typeof member !== 'number' && typeof member !== 'boolean') {
-      throw refuse(`--device: Parameter '${key}' must be a string, a number or a boolean`);
-    }
-    put(raw, key, member, text);
-  }
-  return raw;
-}
-
-function put(raw: Raw, key: string, value: string | number | boolean, text: string): void {
-  if (raw.has(key)) throw refuse(`--device ${text}: '${key}' is given twice; leave one`);
-  raw.set(key, value);
-}
-
-function judge(raw: Raw, registry: DeviceRegistryView, counts: Map<string, number>): DeviceConfig {
+function judge(raw: KeyValues, registry: DeviceRegistryView, counts: Map<string, number>): DeviceConfig {
   const driver = raw.get('driver');
   if (typeof driver !== 'string' || driver === '') throw refuse(`--device: Parameter 'driver' is missing`);
   const type = registry.get(driver);
@@ -95,7 +54,7 @@ function judge(raw: Raw, registry: DeviceRegistryView, counts: Map<string, numbe
   return { type: driver, id, slot, properties };
 }
 
-function judgeId(value: string | number | boolean): string {
+export function judgeId(value: string | number | boolean): string {
   // QEMU, "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
   if (typeof value === 'string' && /^[A-Za-z][A-Za-z0-9._-]*$/.test(value)) return value;
   throw refuse(

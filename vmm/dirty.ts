@@ -1,61 +1,9 @@
-// Which pages of guest RAM must be sent (again): merges KVM's log, the VMM's own writes and what the devices report into one bitmap a
+// Which pages of guest RAM must be sent (again): merges KVM's log (kvm-dirty.ts), the VMM's own writes and what the devices report into one bitmap a
 // round. Driven by migration/ through DirtyTracker; JS thread, the bits themselves stay in C++. Policy: first round everything; a
 // source that fails makes all RAM dirty and is named; coarse sources are asked in the last round only.
-// Spec: KVM api.rst, KVM_GET_DIRTY_LOG.
 import type { DirtySource, DirtySourceKind, GpaRange, PageBitmap } from '../devices/contract.ts';
-import { KVM_GET_DIRTY_LOG, kvm_dirty_log } from '../native/abi/kvm.ts';
-import type { KvmNode } from '../native/addon.ts';
 import type { DirtyOptions, DirtyRound, DirtyTracker, Log } from './api.ts';
-import { type Memory, PAGE } from './memory.ts';
-
-/**
- * KVM's log of what vCPUs (and KVM itself: kvmclock, steal time) wrote. GET_DIRTY_LOG clears and write-protects in one call. That is
- * taken rather than MANUAL_PROTECT2 + CLEAR_DIRTY_LOG: the first round sends everything anyway, and in later rounds a page is sent
- * soon after it was collected, so the second ioctl a chunk would buy little.
- */
-export class KvmDirtyLog implements DirtySource {
-  readonly name = 'kvm';
-  readonly coarse = false;
-  readonly fallback = null;
-  readonly #addon: Pick<KvmNode, 'ioctl' | 'createBitmap'>;
-  readonly #vm: number;
-  readonly #memory: Memory;
-  readonly #request = new Uint8Array(kvm_dirty_log.size);
-  readonly #view = new DataView(this.#request.buffer);
-  /** GET_DIRTY_LOG overwrites; this is ORed into the round. Made while a migration runs. */
-  #scratch: PageBitmap | null = null;
-
-  constructor(addon: Pick<KvmNode, 'ioctl' | 'createBitmap'>, vm: number, memory: Memory) {
-    this.#addon = addon;
-    this.#vm = vm;
-    this.#memory = memory;
-  }
-
-  async start(_ranges: readonly GpaRange[]): Promise<void> {
-    this.#scratch ??= this.#addon.createBitmap(this.#memory.pages);
-    this.#memory.logDirty(true);
-  }
-
-  async collect(into: PageBitmap): Promise<number> {
-    const scratch = this.#scratch;
-    if (scratch === null) return 0;
-    for (const bank of this.#memory.banks) {
-      this.#view.setUint32(kvm_dirty_log.slot, bank.slot, true);
-      this.#addon.ioctl('KVM_GET_DIRTY_LOG', this.#vm, KVM_GET_DIRTY_LOG, this.#request, [
-        { at: kvm_dirty_log.dirty_bitmap, bitmap: scratch, firstPage: bank.firstPage, pages: bank.pages },
-      ]);
-    }
-    into.or(scratch);
-    return scratch.count;
-  }
-
-  async stop(): Promise<void> {
-    if (this.#scratch === null) return;
-    this.#memory.logDirty(false);
-    this.#scratch.close();
-    this.#scratch = null;
-  }
-}
+import { PAGE } from './memory.ts';
 
 /** What stands in for a device whose writes nobody can tell: all of RAM, once, when the guest stands still. */
 export class AllOfRam implements DirtySource {
@@ -125,7 +73,9 @@ export class MergingTracker implements DirtyTracker {
       kvm: null,
       vmm: null,
       deviceLog: null,
+      region: null,
       container: null,
+      iommufd: null,
       allOfRam: null,
     };
     for (const source of this.#running) pages[source.name] = 0;
@@ -170,7 +120,7 @@ export class MergingTracker implements DirtyTracker {
     const devices = this.#parts
       .devices()
       .map((source) => (source.name === 'deviceLog' && !options.deviceLog ? (source.fallback ?? this.#all) : source));
-    // Several devices may name one container: it is asked once.
+    // Several devices may name one container or IOMMU page table: it is asked once.
     return [...new Set([...this.#parts.own, ...devices])];
   }
 

@@ -2,6 +2,7 @@
 // exit; reads and writes struct kvm_run through one DataView per vCPU and allocates nothing. Spec: KVM api.rst, section 5 (kvm_run).
 import type { Width } from '../devices/contract.ts';
 import {
+  KVM_EXIT_DIRTY_RING_FULL,
   KVM_EXIT_FAIL_ENTRY,
   KVM_EXIT_INTERNAL_ERROR,
   KVM_EXIT_INTR,
@@ -34,11 +35,13 @@ export interface ExitEnds {
 export class Exits {
   readonly #bus: Bus;
   readonly #ends: ExitEnds;
+  readonly #ringFull: () => void;
   readonly #runs: DataView[] = [];
 
-  constructor(bus: Bus, ends: ExitEnds) {
+  constructor(bus: Bus, ends: ExitEnds, ringFull: () => void) {
     this.#bus = bus;
     this.#ends = ends;
+    this.#ringFull = ringFull;
   }
 
   /** `run` is the vCPU's mmapped struct kvm_run. */
@@ -58,6 +61,9 @@ export class Exits {
         this.#mmioAccess(run);
         return true;
       case KVM_EXIT_INTR:
+        return true;
+      case KVM_EXIT_DIRTY_RING_FULL:
+        this.#ringFull();
         return true;
       case KVM_EXIT_SHUTDOWN:
         // A triple fault: the processor shuts down, and a PC's board answers with a reset. Intel SDM 3, 6.15 (double fault).

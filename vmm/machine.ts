@@ -11,10 +11,11 @@ import { prefault } from './boot/prefault.ts';
 import { probeKvm } from './boot/probe.ts';
 import { Bus } from './bus.ts';
 import { hostCpuid } from './cpu-contract.ts';
-import { KvmDirtyLog, MergingTracker } from './dirty.ts';
+import { MergingTracker } from './dirty.ts';
 import { Exits } from './exits.ts';
 import { GuestRequests } from './guest-requests.ts';
 import { Interrupts } from './irq.ts';
+import { enableKvmLog, openKvmLog } from './kvm-dirty.ts';
 import { LiveMachine } from './live-machine.ts';
 import { Memory } from './memory.ts';
 import type { PreparedRam } from './prepared-ram.ts';
@@ -144,12 +145,16 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const bus = new Bus(loop, reservedRanges(config.memory));
   const irq = new Interrupts(addon, vm.fd, vm.abilities.gsis);
   irq.commit();
+  enableKvmLog(vm, config.dirtyLog);
   const processors = new Processors(addon, vm, loop, config, basis);
   const requests = new GuestRequests(
     (vcpu) => processors.rip(vcpu),
     () => machine.serveSoon(),
   );
-  const exits = new Exits(bus, requests);
+  const kvmLog = openKvmLog({ addon, vm, memory }, config.dirtyLog);
+  undo.push(() => kvmLog.close());
+  for (const vcpu of processors.vcpus) kvmLog.addVcpu(vcpu.fd);
+  const exits = new Exits(bus, requests, () => kvmLog.ringFull());
   for (const vcpu of processors.vcpus) exits.add(vcpu.index, vcpu.run);
   const deviceHost = makeDeviceHost({ addon, host, irq, bus, memory, vm, requests });
   const board = await Board.build({ host: deviceHost, config, registry: host.registry, consoleOut: host.consoleOut });
@@ -160,7 +165,7 @@ async function assemble(config: MachineConfig, host: MachineHost, basis: Basis, 
   const dirty = new MergingTracker({
     pages: memory.pages,
     ranges: memory.ranges.map((range) => ({ start: range.gpa, length: range.size })),
-    own: [new KvmDirtyLog(addon, vm.fd, memory), memory.hostWrites],
+    own: [kvmLog, memory.hostWrites],
     devices: () => board.devices.flatMap((device) => (device.dirty === null ? [] : [device.dirty])),
     createBitmap: (pages) => addon.createBitmap(pages),
     log: host.log,

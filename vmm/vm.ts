@@ -15,12 +15,14 @@ import {
   KVM_DEV_VFIO_FILE,
   KVM_DEV_VFIO_FILE_ADD,
   KVM_DEV_VFIO_FILE_DEL,
+  KVM_ENABLE_CAP,
   KVM_PIT_SPEAKER_DUMMY,
   KVM_SET_DEVICE_ATTR,
   KVM_SET_IDENTITY_MAP_ADDR,
   KVM_SET_TSS_ADDR,
   kvm_create_device,
   kvm_device_attr,
+  kvm_enable_cap,
   kvm_pit_config,
 } from '../native/abi/kvm.ts';
 import type { KvmNode } from '../native/addon.ts';
@@ -74,6 +76,19 @@ export class Vm {
     add: (fd: number) => this.#vfioFile(KVM_DEV_VFIO_FILE_ADD, fd),
     remove: (fd: number) => this.#vfioFile(KVM_DEV_VFIO_FILE_DEL, fd),
   };
+
+  check(capability: number): number {
+    return this.#vm.check(capability);
+  }
+
+  /** KVM_ENABLE_CAP of the VM, with one argument. */
+  enable(name: string, capability: number, argument: number): void {
+    const bytes = new Uint8Array(kvm_enable_cap.size);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(kvm_enable_cap.cap, capability, true);
+    view.setBigUint64(kvm_enable_cap.args, BigInt(argument), true);
+    this.#addon.ioctl(`KVM_ENABLE_CAP(${name})`, this.fd, KVM_ENABLE_CAP, bytes);
+  }
 
   close(): void {
     if (this.#vfio !== null) this.#addon.closeFd(this.#vfio);

@@ -4,7 +4,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
-import { type Bdf, type HostPciDevice, parseBdf, pciPath, readHostPci } from './host-pci.ts';
+import { type Bdf, devicePath, type HostPciDevice, parseBdf, readHostPci } from './host-pci.ts';
 import type { HostPaths } from './kernel-door.ts';
 
 export const DEFAULT_VFIO_DRIVER = 'vfio-pci';
@@ -93,7 +93,7 @@ export function undoStale(host: BindHost): Bdf[] {
   const undone: Bdf[] = [];
   for (const record of listRecords(host.paths)) {
     if (record.owner === null || isAlive(host.paths, record.owner)) continue;
-    if (existsSync(pciPath(host.paths, record.bdf))) restore(host, record.bdf, record);
+    if (existsSync(devicePath(host.paths, record.bdf))) restore(host, record.bdf, record);
     removeRecord(host.paths, record.bdf);
     undone.push(record.bdf);
   }
@@ -119,7 +119,7 @@ function pick({ driver, driverOverride }: Before): Before {
 
 /** driver_override first, so that no other driver takes the device in between. */
 function moveTo(host: BindHost, device: HostPciDevice, driver: string): void {
-  const path = pciPath(host.paths, device.bdf);
+  const path = devicePath(host.paths, device.bdf);
   sysfs(host, join(path, 'driver_override'), driver, device.bdf);
   if (device.driver !== null) sysfs(host, join(path, 'driver/unbind'), device.bdf, device.bdf);
   sysfs(host, join(host.paths.sys, 'bus/pci/drivers_probe'), device.bdf, device.bdf);
@@ -131,7 +131,7 @@ function moveTo(host: BindHost, device: HostPciDevice, driver: string): void {
 
 /** `before` null: nothing is known, whichever driver takes the device may have it. */
 function restore(host: BindHost, bdf: Bdf, before: Before | null): void {
-  const path = pciPath(host.paths, bdf);
+  const path = devicePath(host.paths, bdf);
   const now = readHostPci(host.paths, bdf);
   // A newline clears the override. Documentation/ABI/testing/sysfs-bus-pci
   sysfs(host, join(path, 'driver_override'), before?.driverOverride ?? '\n', bdf);

@@ -8,6 +8,16 @@ export interface Deadline {
   readonly what: string;
 }
 
+/** For what the IOMMU's driver does without touching each page. */
+export const IOMMU_MS = 30_000;
+/** Measured 6 ms a MiB in a lab host; ten times that. */
+const PIN_MS_PER_MIB = 60;
+
+/** For what pins, unpins, or walks the page tables of so much RAM. */
+export function pinningMs(bytes: number): number {
+  return IOMMU_MS + (bytes / 2 ** 20) * PIN_MS_PER_MIB;
+}
+
 /** Rejects with VmmError 'deadline' when `work` takes longer. `late` gets a result that came after that. */
 export function within<T>(work: Promise<T>, deadline: Deadline, late: ((value: T) => void) | null = null): Promise<T> {
   return new Promise<T>((resolve, reject) => {

@@ -6,7 +6,7 @@ import { basename, join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import type { HostPaths } from './kernel-door.ts';
 
-/** Full PCI address, lower case: 0000:65:00.0. */
+/** Full PCI address, lower case: 0000:65:00.0; or the UUID of a mediated device. */
 export type Bdf = string;
 
 export interface HostPciDevice {
@@ -36,12 +36,31 @@ export function parseBdf(text: string): Bdf {
   return `${match[1] ?? '0000'}:${match[2]}:${match[3]}.${match[4]}`.toLowerCase();
 }
 
-export function pciPath(paths: HostPaths, bdf: Bdf): string {
-  return join(paths.sys, 'bus/pci/devices', bdf);
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+/** A device that a driver makes in software over another one (or none), with an IOMMU that is emulated. driver-api/vfio-mediated-device.rst */
+export function isMediated(name: Bdf): boolean {
+  return UUID.test(name);
+}
+
+/** The device that sysfsdev= names: a PCI function, or a mediated device. */
+export function parseSysfsDevice(path: string): Bdf {
+  const name = path.split('/').filter(Boolean).at(-1) ?? '';
+  return isMediated(name.toLowerCase()) ? name.toLowerCase() : parseBdf(name);
+}
+
+export function devicePath(paths: HostPaths, bdf: Bdf): string {
+  return join(paths.sys, isMediated(bdf) ? 'bus/mdev/devices' : 'bus/pci/devices', bdf);
 }
 
 export function readHostPci(paths: HostPaths, bdf: Bdf): HostPciDevice {
-  const path = pciPath(paths, bdf);
+  const path = devicePath(paths, bdf);
+  if (!existsSync(path) && isMediated(bdf)) {
+    throw new VmmError(
+      'no-mdev',
+      `there is no mediated device ${bdf} on this host: write its UUID to a \`create\` file below /sys/class/mdev_bus/*/mdev_supported_types`,
+    );
+  }
   if (!existsSync(path)) {
     throw new VmmError(
       'no-pci-device',

@@ -1,7 +1,8 @@
 // A VFIO device fd of the kernel: regions, interrupts, reset. Group and cdev share it; they differ in how the fd is opened.
-// Made by open-group.ts, used through VfioTransport. Region accesses are synchronous (config space, trapped BARs); reset is not.
+// Made by device-fd.ts, used through VfioTransport. Region accesses are synchronous (config space, trapped BARs); reset is not.
 // linux/vfio.h, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_SET_IRQS, VFIO_DEVICE_RESET
 import {
+  VFIO_DEVICE_FLAGS_PCI,
   VFIO_DEVICE_FLAGS_RESET,
   VFIO_DEVICE_GET_INFO,
   VFIO_DEVICE_GET_IRQ_INFO,
@@ -17,6 +18,7 @@ import {
   VFIO_IRQ_SET_DATA_EVENTFD,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+  VFIO_REGION_INFO_CAP_TYPE,
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_REGION_INFO_FLAG_READ,
@@ -26,6 +28,7 @@ import {
   vfio_irq_set,
   vfio_region_info,
   vfio_region_info_cap_sparse_mmap,
+  vfio_region_info_cap_type,
   vfio_region_sparse_mmap_area,
 } from '../../native/abi/vfio.ts';
 import { SysError } from '../../native/errno.ts';
@@ -46,7 +49,7 @@ import type {
 /** A function-level reset takes 100 ms by PCIe 6.6.2, a bus reset a second; drivers add their own firmware's time. */
 const RESET_MS = 60_000;
 
-interface RegionPlace extends VfioRegionInfo {
+export interface RegionPlace extends VfioRegionInfo {
   /** Where the region starts within the device fd. */
   readonly fdOffset: number;
 }
@@ -58,6 +61,8 @@ export interface KernelDeviceParts {
   readonly fd: number;
   readonly migration: VfioMigrationPort | null;
   readonly dmaLog: DmaLogPort | null;
+  /** Called once, while the device fd is still open: what must be taken back by it; null: nothing. */
+  readonly closing: (() => void) | null;
   /** Called once, after the device fd was closed. */
   readonly closed: () => Promise<void>;
 }
@@ -72,6 +77,7 @@ export class KernelDevice implements VfioTransport {
   readonly #door: KernelDoor;
   readonly #fd: number;
   readonly #regions: readonly RegionPlace[];
+  readonly #closing: (() => void) | null;
   readonly #closed: () => Promise<void>;
   #open = true;
 
@@ -82,13 +88,10 @@ export class KernelDevice implements VfioTransport {
     this.dmaLog = parts.dmaLog;
     this.#door = parts.door;
     this.#fd = parts.fd;
+    this.#closing = parts.closing;
     this.#closed = parts.closed;
     const device = readDeviceInfo(parts.door, parts.fd);
-    const regions: RegionPlace[] = [];
-    for (let index = 0; index < device.regions; index++) {
-      const region = readRegionInfo(parts.door, parts.fd, index);
-      if (region !== null) regions.push(region);
-    }
+    const regions = readRegions(parts.door, parts.fd, device.regions);
     const irqs: VfioIrqInfo[] = [];
     for (let index = 0; index < device.irqs; index++) {
       const irq = readIrqInfo(parts.door, parts.fd, index);
@@ -131,6 +134,7 @@ export class KernelDevice implements VfioTransport {
     if (!this.#open) return;
     this.#open = false;
     this.migration?.endSession();
+    this.#closing?.();
     this.#door.closeFd(this.#fd);
     await this.#closed();
   }
@@ -193,16 +197,35 @@ class KernelIrqs implements VfioIrqs {
   }
 }
 
-function readDeviceInfo(door: KernelDoor, fd: number): { canReset: boolean; regions: number; irqs: number } {
+export interface DeviceInfo {
+  readonly canReset: boolean;
+  readonly isPci: boolean;
+  readonly regions: number;
+  readonly irqs: number;
+}
+
+export function readDeviceInfo(door: KernelDoor, fd: number): DeviceInfo {
   const arg = new Uint8Array(vfio_device_info.size);
   const view = new DataView(arg.buffer);
   view.setUint32(vfio_device_info.argsz, arg.length, true);
   door.ioctl('VFIO_DEVICE_GET_INFO', fd, VFIO_DEVICE_GET_INFO, arg);
+  const flags = view.getUint32(vfio_device_info.flags, true);
   return {
-    canReset: (view.getUint32(vfio_device_info.flags, true) & VFIO_DEVICE_FLAGS_RESET) !== 0,
+    canReset: (flags & VFIO_DEVICE_FLAGS_RESET) !== 0,
+    isPci: (flags & VFIO_DEVICE_FLAGS_PCI) !== 0,
     regions: view.getUint32(vfio_device_info.num_regions, true),
     irqs: view.getUint32(vfio_device_info.num_irqs, true),
   };
+}
+
+/** Those of the first `count` indexes that exist. */
+export function readRegions(door: KernelDoor, fd: number, count: number): RegionPlace[] {
+  const regions: RegionPlace[] = [];
+  for (let index = 0; index < count; index++) {
+    const region = readRegionInfo(door, fd, index);
+    if (region !== null) regions.push(region);
+  }
+  return regions;
 }
 
 /** null: this index does not exist for the device (VGA, for instance: EINVAL). */
@@ -231,8 +254,10 @@ function parseRegionInfo(view: DataView, index: number): RegionPlace {
   const mappable = (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0 && size > 0;
   let areas: readonly GpaRange[] = mappable ? [{ start: 0, length: size }] : [];
   const first = (flags & VFIO_REGION_INFO_FLAG_CAPS) === 0 ? 0 : view.getUint32(vfio_region_info.cap_offset, true);
+  let type: VfioRegionInfo['type'] = null;
   for (const cap of capabilitiesOf(view, first)) {
     if (cap.id === VFIO_REGION_INFO_CAP_SPARSE_MMAP && mappable) areas = sparseAreas(view, cap.offset);
+    if (cap.id === VFIO_REGION_INFO_CAP_TYPE) type = typeAt(view, cap.offset);
   }
   return {
     index,
@@ -240,7 +265,17 @@ function parseRegionInfo(view: DataView, index: number): RegionPlace {
     readable: (flags & VFIO_REGION_INFO_FLAG_READ) !== 0,
     writable: (flags & VFIO_REGION_INFO_FLAG_WRITE) !== 0,
     areas,
+    type,
     fdOffset: Number(view.getBigUint64(vfio_region_info.offset, true)),
+  };
+}
+
+/** null: the capability is cut off. */
+function typeAt(view: DataView, base: number): VfioRegionInfo['type'] {
+  if (base + vfio_region_info_cap_type.size > view.byteLength) return null;
+  return {
+    type: view.getUint32(base + vfio_region_info_cap_type.type, true),
+    subtype: view.getUint32(base + vfio_region_info_cap_type.subtype, true),
   };
 }
 

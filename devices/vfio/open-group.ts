@@ -1,7 +1,7 @@
 // Opening a device through /dev/vfio/GROUP: the container that all vfio-pci devices of one machine share, its groups, the device fd.
 // Called by pci-type.ts on the JS thread; every failure is one VmmError line that names the remedy. Nothing is ever rebound here.
 // Documentation/driver-api/vfio.rst ("VFIO Usage Example"); linux/vfio.h
-import { closeSync, constants, existsSync, openSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   VFIO_API_VERSION,
@@ -18,17 +18,27 @@ import {
 } from '../../native/abi/vfio.ts';
 import { SysError, VmmError } from '../../native/errno.ts';
 import type { DeviceHost, RamRange } from '../contract.ts';
+import { deviceOnFd } from './device-fd.ts';
 import { checkIovaRanges, checkPinning } from './host-limits.ts';
-import { availableBytes, type Bdf, groupBlockers, type HostPciDevice, lockableBytes, readHostPci } from './host-pci.ts';
-import { KernelDevice } from './kernel-device.ts';
+import { availableBytes, type Bdf, type HostPciDevice, lockableBytes } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
-import { openDmaLog } from './migration/dma-log.ts';
-import { openFeatureV2 } from './migration/feature-v2.ts';
+import { type AbiWish, ANY_ABI } from './migration/probe-abi.ts';
+import { type BoundDevice, checkOpenable, codeOf, notViable, openFile } from './open-checks.ts';
 import type { DmaSpace, VfioTransport } from './transport.ts';
 import { readType1Info, Type1Dma } from './type1-dma.ts';
 
+const LOAD_VFIO = 'load VFIO with `modprobe vfio-pci`';
+
 /** What the machine gives: its RAM, and KVM's ear for group fds. */
 export type ContainerHost = Pick<DeviceHost, 'ram' | 'memory' | 'kvmVfio'>;
+
+export interface ContainerParts {
+  readonly door: KernelDoor;
+  readonly paths: HostPaths;
+  readonly host: ContainerHost;
+  /** Its devices are mediated ones: their DMA is done by software, page by page, and nothing is pinned beforehand. */
+  readonly emulated: boolean;
+}
 
 interface Group {
   readonly number: number;
@@ -36,30 +46,12 @@ interface Group {
   users: number;
 }
 
-/** Checks, without touching the device, that it can be opened. Gives its IOMMU group. */
-export function checkOpenable(paths: HostPaths, bdf: Bdf): HostPciDevice & { readonly group: number } {
-  const device = readHostPci(paths, bdf);
-  if (device.group === null) {
-    throw new VmmError(
-      'no-iommu',
-      `${bdf} has no IOMMU group: switch the IOMMU on in the firmware and boot this host with intel_iommu=on (Intel) or amd_iommu=on (AMD)`,
-    );
-  }
-  if (!device.isVfio) {
-    const found = device.driver === null ? 'bound to no driver' : `bound to driver ${device.driver}`;
-    throw new VmmError('not-vfio', `${bdf} is ${found}, not to a VFIO one: run \`ferry vfio bind ${bdf}\` first`);
-  }
-  if (!existsSync(join(paths.dev, 'vfio/vfio'))) {
-    throw new VmmError('no-vfio', '/dev/vfio/vfio is missing: load VFIO with `modprobe vfio-pci`');
-  }
-  return { ...device, group: device.group };
-}
-
 /** Everything that the passed-through devices of one machine share. Opened with the first of them, closed with the last. */
 export class VfioContainer {
   readonly #door: KernelDoor;
   readonly #paths: HostPaths;
   readonly #host: ContainerHost;
+  readonly #emulated: boolean;
   readonly #groups = new Map<number, Group>();
   readonly #open = new Set<Bdf>();
   #fd: number | null = null;
@@ -67,10 +59,11 @@ export class VfioContainer {
   #mapped: RamRange[] = [];
   #turn: Promise<void> = Promise.resolve();
 
-  constructor(door: KernelDoor, paths: HostPaths, host: ContainerHost) {
+  constructor({ door, paths, host, emulated }: ContainerParts) {
     this.#door = door;
     this.#paths = paths;
     this.#host = host;
+    this.#emulated = emulated;
   }
 
   /** Valid while a device is open. */
@@ -80,8 +73,8 @@ export class VfioContainer {
   }
 
   /** One after the other: the second device of a machine finds RAM mapped by the first. */
-  open(bdf: Bdf): Promise<VfioTransport> {
-    const opened = this.#turn.then(() => this.#openNext(bdf));
+  open(bdf: Bdf, wish: AbiWish = ANY_ABI): Promise<VfioTransport> {
+    const opened = this.#turn.then(() => this.#openNext(bdf, wish));
     this.#turn = opened.then(
       () => undefined,
       () => undefined,
@@ -89,21 +82,21 @@ export class VfioContainer {
     return opened;
   }
 
-  async #openNext(bdf: Bdf): Promise<VfioTransport> {
+  async #openNext(bdf: Bdf, wish: AbiWish): Promise<VfioTransport> {
     // The kernel would hand out a second fd of the same device, and two models would then fight over its interrupts.
     if (this.#open.has(bdf)) throw new VmmError('vfio-twice', `${bdf} is given twice; leave one of the two --device`);
     const device = checkOpenable(this.#paths, bdf);
     const group = this.#openGroup(device);
     try {
       await this.#mapRam();
-      return this.#openDevice(bdf, group);
+      return await this.#openDevice(bdf, group, wish);
     } catch (error) {
       await this.#leave(group);
       throw error;
     }
   }
 
-  #openDevice(bdf: Bdf, group: Group): VfioTransport {
+  async #openDevice(bdf: Bdf, group: Group, wish: AbiWish): Promise<VfioTransport> {
     let fd: number;
     try {
       fd = this.#door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group.fd, VFIO_GROUP_GET_DEVICE_FD, cString(bdf));
@@ -117,14 +110,14 @@ export class VfioContainer {
       );
     }
     try {
-      const door = this.#door;
-      const transport = new KernelDevice({
+      const { device: transport } = await deviceOnFd({
         kind: 'group',
         name: bdf,
-        door,
+        door: this.#door,
         fd,
-        migration: openFeatureV2(door, fd, bdf),
-        dmaLog: openDmaLog(door, fd, bdf),
+        closing: null,
+        wish,
+        tracks: this.dma.dirty !== null,
         closed: () => {
           this.#open.delete(bdf);
           return this.#leave(group);
@@ -139,14 +132,14 @@ export class VfioContainer {
   }
 
   /** A group is opened once; its other functions share the fd (a second open gives EBUSY). */
-  #openGroup(device: HostPciDevice & { readonly group: number }): Group {
+  #openGroup(device: BoundDevice): Group {
     const known = this.#groups.get(device.group);
     if (known !== undefined) {
       known.users += 1;
       return known;
     }
     const path = join(this.#paths.dev, 'vfio', String(device.group));
-    const fd = openFile(path, device);
+    const fd = openFile(path, device.bdf, LOAD_VFIO);
     let attached = false;
     try {
       this.#checkViable(fd, device);
@@ -166,26 +159,18 @@ export class VfioContainer {
     return group;
   }
 
-  #checkViable(fd: number, device: HostPciDevice & { readonly group: number }): void {
+  #checkViable(fd: number, device: BoundDevice): void {
     const status = new Uint8Array(vfio_group_status.size);
     const view = new DataView(status.buffer);
     view.setUint32(vfio_group_status.argsz, status.length, true);
     this.#door.ioctl('VFIO_GROUP_GET_STATUS', fd, VFIO_GROUP_GET_STATUS, status);
     if ((view.getUint32(vfio_group_status.flags, true) & VFIO_GROUP_FLAGS_VIABLE) !== 0) return;
-    const others = groupBlockers(this.#paths, device.group).filter((each) => each.bdf !== device.bdf);
-    const named = others.map((each) => `${each.bdf} (${each.driver})`).join(', ');
-    const commands = others.map((each) => `\`ferry vfio bind ${each.bdf}\``).join(', ');
-    throw new VmmError(
-      'group-not-viable',
-      others.length === 0
-        ? `${device.bdf}: IOMMU group ${device.group} is not viable: another device of the group is in use by this host, see /sys/kernel/iommu_groups/${device.group}/devices`
-        : `${device.bdf}: IOMMU group ${device.group} is not viable, for it also holds ${named}, in use by this host: run ${commands} too, or use a device in a group of its own`,
-    );
+    throw notViable(this.#paths, device);
   }
 
   #openContainer(): number {
     if (this.#fd !== null) return this.#fd;
-    const fd = openFile(join(this.#paths.dev, 'vfio/vfio'), null);
+    const fd = openFile(join(this.#paths.dev, 'vfio/vfio'), 'VFIO', LOAD_VFIO);
     this.#fd = fd;
     const version = this.#door.ioctl('VFIO_GET_API_VERSION', fd, VFIO_GET_API_VERSION, 0);
     if (version !== VFIO_API_VERSION) {
@@ -213,7 +198,7 @@ export class VfioContainer {
           : `VFIO_SET_IOMMU failed (${codeOf(cause)}): see dmesg`;
       throw new VmmError('set-iommu', `${device.bdf}: ${why}`, { cause });
     }
-    this.#dma = new Type1Dma(this.#door, container, readType1Info(this.#door, container));
+    this.#dma = new Type1Dma(this.#door, container, readType1Info(this.#door, container), { coarse: !this.#emulated });
   }
 
   /** Once for all devices: a group that joins later gets the same mappings from the kernel. */
@@ -221,12 +206,14 @@ export class VfioContainer {
     if (this.#mapped.length > 0) return;
     const { ram, memory } = this.#host;
     checkIovaRanges(memory.ranges, this.dma.iovaRanges);
-    checkPinning({
-      ramBytes: memory.ranges.reduce((sum, range) => sum + range.size, 0),
-      residentBytes: ram.resident(),
-      lockableBytes: lockableBytes(this.#paths),
-      availableBytes: availableBytes(this.#paths),
-    });
+    if (!this.#emulated) {
+      checkPinning({
+        ramBytes: memory.ranges.reduce((sum, range) => sum + range.size, 0),
+        residentBytes: ram.resident(),
+        lockableBytes: lockableBytes(this.#paths),
+        availableBytes: availableBytes(this.#paths),
+      });
+    }
     for (const range of memory.ranges) {
       try {
         await this.dma.map(range);
@@ -264,36 +251,6 @@ export class VfioContainer {
     if (this.#fd !== null) closeSync(this.#fd);
     this.#fd = null;
   }
-}
-
-/** `device`: whose group this is, null for the container. */
-function openFile(path: string, device: HostPciDevice | null): number {
-  try {
-    return openSync(path, constants.O_RDWR);
-  } catch (cause) {
-    const code = codeOf(cause);
-    const who = device === null ? 'VFIO' : device.bdf;
-    if (code === 'EACCES' || code === 'EPERM') {
-      throw new VmmError(
-        'vfio-denied',
-        `${who}: no permission for ${path}: run as root, or give your user the file with \`chown $USER ${path}\``,
-        { cause },
-      );
-    }
-    if (code === 'EBUSY') {
-      throw new VmmError('vfio-busy', `${who}: ${path} is in use by another process (\`fuser -v ${path}\` names it)`, {
-        cause,
-      });
-    }
-    if (code === 'ENOENT') {
-      throw new VmmError('no-vfio', `${who}: ${path} is missing: load VFIO with \`modprobe vfio-pci\``, { cause });
-    }
-    throw new VmmError('vfio-open', `${who}: ${path} cannot be opened (${code})`, { cause });
-  }
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error ? String(error.code) : String(error);
 }
 
 function int32(value: number): Uint8Array {

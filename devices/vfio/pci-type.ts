@@ -1,18 +1,19 @@
 // The device type 'vfio-pci' with QEMU's property names: opens the device, puts the guest-visible function together.
 // Registered by the machine's registry; create() is called once per -device. One container per machine is shared by all of them.
-// QEMU: `-device vfio-pci,help`; ours are the properties that begin with x-device-log, x-switchover and x-stop-copy.
-import { join } from 'node:path';
+// QEMU: `-device vfio-pci,help`; ours are x-device-log, x-switchover-time, x-stop-copy-size, x-migration-abi, split and require-validated.
 import { VmmError } from '../../native/errno.ts';
 import type { DeviceHost, DeviceType, DirtySource, Migratable, PropertySpec, PropertyValue } from '../contract.ts';
-import { type Bdf, parseBdf } from './host-pci.ts';
+import { type Bdf, parseBdf, parseSysfsDevice } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { AllOfRam, ContainerDirty } from './migration/container-dirty.ts';
 import { Immovable, VfioLive } from './migration/device-state.ts';
 import { DmaLog } from './migration/dma-log.ts';
-import { VfioContainer } from './open-group.ts';
+import { ABI_CHOICES, type AbiWish } from './migration/probe-abi.ts';
+import { RegionDirty } from './migration/region-dirty.ts';
+import { DeviceOpener, type IommufdObject } from './open-device.ts';
 import { VfioPciFunction } from './pci-function.ts';
 import { forceReset } from './reset.ts';
-import type { DmaSpace, VfioTransport } from './transport.ts';
+import type { ContainerDirtyPort, DmaSpace, OpenedDevice, VfioTransport } from './transport.ts';
 
 const PAGE = 4096;
 /** Measured: edu needs 0.2-0.3 s (its DMA engine takes 100 ms a transfer). Others say theirs by the property. */
@@ -23,10 +24,25 @@ const flag = (help: string): PropertySpec => ({ kind: 'boolean', required: false
 
 const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
   host: text('PCI address on this host: 0000:65:00.0'),
-  sysfsdev: text("the device's directory in sysfs, instead of host="),
+  sysfsdev: text("the device's directory in sysfs, instead of host=; a mediated device (mdev) has no other name"),
+  iommufd: text(
+    'id of an --object iommufd, or on, off, auto (default: on where the kernel has no VFIO group for the device)',
+  ),
+  fd: {
+    kind: 'number',
+    required: false,
+    help: 'an open /dev/vfio/devices/vfioN that was passed to this process, instead of host=',
+  },
   'x-no-mmap': flag('trap every BAR access instead of mapping BARs into the guest (slow; for debugging)'),
   'enable-migration': text('on, off or auto (default): off forbids to move the guest'),
   'x-device-log': flag("off: do not use the device's own log of its DMA writes, but the IOMMU container's dirty pages"),
+  'x-migration-abi': text(
+    `the migration interface that the device speaks, where what is found is wrong: ${ABI_CHOICES.join(', ')}`,
+  ),
+  split: flag('on: commit chunks in pieces that are larger than this host’s device takes at once (older interfaces)'),
+  'require-validated': flag(
+    'on: do not take a device whose driver judges its state only after the hand-over (older migration interfaces)',
+  ),
   'x-switchover-time': {
     kind: 'number',
     required: false,
@@ -41,24 +57,28 @@ const PROPERTIES: Readonly<Record<string, PropertySpec>> = {
 
 /** What the passed-through devices of one machine have in common. */
 interface Shared {
-  readonly container: VfioContainer;
-  containerDirty: DirtySource | null;
+  readonly opener: DeviceOpener;
+  /** By what reports the pages: all devices of the container, or of one IOMMU page table, share a source. null: nothing does. */
+  readonly iommuDirty: Map<ContainerDirtyPort | null, DirtySource>;
   devices: number;
 }
 
 export interface VfioPciTypeParts {
   readonly door: KernelDoor;
   readonly paths: HostPaths;
+  /** Of --object. */
+  readonly objects: readonly IommufdObject[];
   /** Opens another kind of transport: tests. null: /dev/vfio. */
   readonly open: ((bdf: Bdf, host: DeviceHost) => Promise<{ transport: VfioTransport; dma: DmaSpace | null }>) | null;
 }
 
-export function createVfioPciType({ door, paths, open }: VfioPciTypeParts): DeviceType {
+export function createVfioPciType({ door, paths, objects, open }: VfioPciTypeParts): DeviceType {
   const machines = new WeakMap<DeviceHost, Shared>();
   const sharedOf = (host: DeviceHost): Shared => {
     const known = machines.get(host);
     if (known !== undefined) return known;
-    const made: Shared = { container: new VfioContainer(door, paths, host), containerDirty: null, devices: 0 };
+    const opener = new DeviceOpener(door, paths, host, objects);
+    const made: Shared = { opener, iommuDirty: new Map(), devices: 0 };
     machines.set(host, made);
     return made;
   };
@@ -67,12 +87,9 @@ export function createVfioPciType({ door, paths, open }: VfioPciTypeParts): Devi
     help: 'a PCI device of this host, given to the guest by VFIO (bind it first: `ferry vfio bind ADDRESS`)',
     properties: PROPERTIES,
     async create(host, id, properties) {
-      const bdf = addressOf(properties);
       const shared = sharedOf(host);
       const { transport, dma } =
-        open === null
-          ? { transport: await shared.container.open(bdf), dma: shared.container.dma }
-          : await open(bdf, host);
+        open === null ? await openWith(shared.opener, properties) : await open(addressOf(properties), host);
       try {
         const dirty = dirtyOf({ host, door, shared, transport, dma, properties });
         const device = new VfioPciFunction({
@@ -96,16 +113,44 @@ export function createVfioPciType({ door, paths, open }: VfioPciTypeParts): Devi
   };
 }
 
+async function openWith(
+  opener: DeviceOpener,
+  properties: Readonly<Record<string, PropertyValue>>,
+): Promise<OpenedDevice> {
+  const { host, sysfsdev, fd, iommufd } = properties;
+  const alone = typeof fd === 'number' && host === undefined && sysfsdev === undefined;
+  const wish = {
+    bdf: alone ? null : addressOf(properties),
+    fd: typeof fd === 'number' ? judgeFd(fd) : null,
+    iommufd: typeof iommufd === 'string' ? iommufd : null,
+  };
+  return opener.open(wish, wishOf(properties));
+}
+
+function judgeFd(fd: number): number {
+  if (Number.isSafeInteger(fd) && fd > 2) return fd;
+  throw new VmmError('device-property', `fd=${fd} of --device: 3 or more is wanted, 0 to 2 are the console's`);
+}
+
 function addressOf(properties: Readonly<Record<string, PropertyValue>>): Bdf {
   const { host, sysfsdev } = properties;
   if (typeof host === 'string' && sysfsdev === undefined) return parseBdf(host);
   if (typeof sysfsdev === 'string' && host === undefined) {
-    return parseBdf(join('/', sysfsdev).split('/').at(-1) ?? '');
+    return parseSysfsDevice(sysfsdev);
   }
   throw new VmmError(
     'device-property',
-    'vfio-pci needs host=ADDRESS (or sysfsdev=PATH), for example host=0000:65:00.0',
+    'vfio-pci needs host=ADDRESS (or sysfsdev=PATH, or fd=N), for example host=0000:65:00.0',
   );
+}
+
+function wishOf(properties: Readonly<Record<string, PropertyValue>>): AbiWish {
+  const asked = properties['x-migration-abi'] ?? 'auto';
+  const abi = ABI_CHOICES.find((choice) => choice === asked);
+  if (abi === undefined) {
+    throw new VmmError('device-property', `x-migration-abi=${asked}: one of ${ABI_CHOICES.join(', ')} is wanted`);
+  }
+  return { abi, split: properties['split'] === true };
 }
 
 interface DirtyParts {
@@ -117,17 +162,20 @@ interface DirtyParts {
   readonly properties: Readonly<Record<string, PropertyValue>>;
 }
 
-/** The device's log, else the container's pages, else all of RAM. */
+/** The device's log or what its migration region tells, else the container's or the IOMMU's pages, else all of RAM. */
 function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts): DirtySource {
   const ram = host.memory.ranges;
   const newBitmap = () => door.createBitmap(host.ram.size / PAGE);
-  if (shared.containerDirty === null) {
-    const port = dma?.dirty ?? null;
-    // A device behind an IOMMU: type1 knows no more than that its pages are pinned. linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES
-    shared.containerDirty = port === null ? new AllOfRam(ram) : new ContainerDirty(port, ram, newBitmap, true);
+  const port = dma?.dirty ?? null;
+  let others = shared.iommuDirty.get(port);
+  if (others === undefined) {
+    others = port === null ? new AllOfRam(ram) : new ContainerDirty(port, ram, newBitmap);
+    shared.iommuDirty.set(port, others);
   }
-  const wanted = properties['x-device-log'] !== false && transport.dmaLog !== null;
-  return wanted ? new DmaLog(transport.dmaLog, ram, newBitmap, shared.containerDirty) : shared.containerDirty;
+  if (properties['x-device-log'] === false) return others;
+  if (transport.dmaLog !== null) return new DmaLog(transport.dmaLog, ram, newBitmap, others);
+  const region = transport.migration?.dirtyPages ?? null;
+  return region === null ? others : new RegionDirty(region, ram, newBitmap, others);
 }
 
 function liveOf(
@@ -154,6 +202,7 @@ function liveOf(
     fixedDowntimeMs: typeof fixed === 'number' ? fixed : DEFAULT_FIXED_MS,
     stopCopySize: typeof size === 'number' ? size : null,
     disabled: properties['enable-migration'] === 'off',
+    requireValidated: properties['require-validated'] === true,
     deviceCount: () => shared.devices,
   });
 }

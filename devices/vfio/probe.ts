@@ -12,12 +12,20 @@ import {
 import { VmmError } from '../../native/errno.ts';
 import type { GpaRange } from '../contract.ts';
 import { listRecords } from './bind.ts';
-import { groupBlockers, groupMembers, type HostPciDevice, listHostPci, parseBdf } from './host-pci.ts';
-import { KernelDevice } from './kernel-device.ts';
+import { type DeviceOnFd, deviceOnFd } from './device-fd.ts';
+import {
+  type Bdf,
+  groupBlockers,
+  groupMembers,
+  type HostPciDevice,
+  listHostPci,
+  parseSysfsDevice,
+} from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
-import { openDmaLog } from './migration/dma-log.ts';
-import { openFeatureV2 } from './migration/feature-v2.ts';
-import { checkOpenable } from './open-group.ts';
+import { ANY_ABI } from './migration/probe-abi.ts';
+import { type BoundDevice, checkBound, checkOpenable } from './open-checks.ts';
+import { chooseWay } from './open-device.ts';
+import { attachEmpty, type IommufdOffer, probeIommufd, withCdev } from './probe-cdev.ts';
 import type { VfioInfo } from './transport.ts';
 import { readType1Info } from './type1-dma.ts';
 
@@ -58,14 +66,25 @@ export interface DeviceOffer {
     readonly flags: readonly string[];
     readonly stopCopySize: number | null;
   } | null;
+  /** What was found of the generations of the migration interface, as sentences. */
+  readonly migrationFacts: readonly string[];
   readonly dmaLog: boolean;
+  readonly iommufd: IommufdOffer;
   /** Why a guest with this device could not be migrated; null: it could. */
   readonly blocker: string | null;
 }
 
 /** Opens and closes the device; throws VmmError as opening it for a guest would. */
 export async function probeDevice(door: KernelDoor, paths: HostPaths, address: string): Promise<DeviceOffer> {
-  const device = checkOpenable(paths, parseBdf(address));
+  const bdf = parseSysfsDevice(address);
+  const { by } = chooseWay(paths, { bdf, fd: null, iommufd: null });
+  const asked = by === 'group' ? await byGroup(door, paths, checkOpenable(paths, bdf)) : await byCdev(door, paths, bdf);
+  return { ...asked, iommufd: await probeIommufd(door, paths, bdf) };
+}
+
+type Asked = Omit<DeviceOffer, 'iommufd'>;
+
+async function byGroup(door: KernelDoor, paths: HostPaths, device: BoundDevice): Promise<Asked> {
   const fds: number[] = [];
   let attached: number | null = null;
   try {
@@ -76,35 +95,48 @@ export async function probeDevice(door: KernelDoor, paths: HostPaths, address: s
     door.ioctl('VFIO_GROUP_SET_CONTAINER', group, VFIO_GROUP_SET_CONTAINER, arg);
     attached = group;
     door.ioctl('VFIO_SET_IOMMU', container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
-    const iommu = readType1Info(door, container);
+    const { pageSizes, iovaRanges, dirtyPageSizes } = readType1Info(door, container);
     const name = Buffer.from(`${device.bdf}\0`, 'latin1');
     const fd = door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group, VFIO_GROUP_GET_DEVICE_FD, name);
-    const migration = openFeatureV2(door, fd, device.bdf);
-    const dmaLog = openDmaLog(door, fd, device.bdf);
     const closed = async () => {};
-    const opened = new KernelDevice({ kind: 'group', name: device.bdf, door, fd, migration, dmaLog, closed });
+    const parts = { kind: 'group', name: device.bdf, door, fd, closing: null, closed } as const;
+    const opened = await deviceOnFd({ ...parts, wish: ANY_ABI, tracks: dirtyPageSizes !== 0n });
     try {
-      const flags = ['STOP_COPY', ...(migration?.p2p ? ['P2P'] : []), ...(migration?.preCopy ? ['PRE_COPY'] : [])];
-      return {
-        device,
-        info: opened.info,
-        iommu: {
-          pageSizes: iommu.pageSizes,
-          iovaRanges: iommu.iovaRanges,
-          dirtyPages: (iommu.dirtyPageSizes & 4096n) !== 0n,
-        },
-        migration:
-          migration === null ? null : { abi: migration.abi, flags, stopCopySize: await migration.stopCopySize() },
-        dmaLog: dmaLog !== null,
-        blocker: migration === null ? `its driver ${device.driver} offers no VFIO migration` : null,
-      };
+      return await ask(device, opened, { pageSizes, iovaRanges, dirtyPages: (dirtyPageSizes & 4096n) !== 0n });
     } finally {
-      await opened.close();
+      await opened.device.close();
     }
   } finally {
     if (attached !== null) door.ioctl('VFIO_GROUP_UNSET_CONTAINER', attached, VFIO_GROUP_UNSET_CONTAINER, 0);
     for (const fd of fds.reverse()) closeSync(fd);
   }
+}
+
+/** Where the kernel has no groups for user space. The device fd is closed by withCdev(). */
+function byCdev(door: KernelDoor, paths: HostPaths, bdf: Bdf): Promise<Asked> {
+  const device = checkBound(paths, bdf);
+  return withCdev(door, paths, bdf, async (session) => {
+    await attachEmpty(session);
+    const { ranges, alignment } = session.ioas.reach();
+    const closed = async () => {};
+    const parts = { kind: 'cdev', name: bdf, door, fd: session.fd, closing: null, closed } as const;
+    const opened = await deviceOnFd({ ...parts, wish: ANY_ABI, tracks: true });
+    return ask(device, opened, { pageSizes: alignment, iovaRanges: ranges, dirtyPages: false });
+  });
+}
+
+async function ask(device: HostPciDevice, opened: DeviceOnFd, iommu: DeviceOffer['iommu']): Promise<Asked> {
+  const { migration, dmaLog, info } = opened.device;
+  const flags = ['STOP_COPY', ...(migration?.p2p ? ['P2P'] : []), ...(migration?.preCopy ? ['PRE_COPY'] : [])];
+  return {
+    device,
+    info,
+    iommu,
+    migration: migration === null ? null : { abi: migration.abi, flags, stopCopySize: await migration.stopCopySize() },
+    migrationFacts: opened.facts,
+    dmaLog: dmaLog !== null,
+    blocker: migration === null ? `its driver ${device.driver} offers no VFIO migration` : null,
+  };
 }
 
 function open(path: string, bdf: string, fds: number[]): number {

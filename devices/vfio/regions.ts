@@ -106,7 +106,8 @@ export function mappableWindows(
   return windows;
 }
 
-function wholePages(start: number, length: number): GpaRange {
+/** What mmap() can take of a window: nothing (length 0) of one below a page. */
+export function wholePages(start: number, length: number): GpaRange {
   const first = Math.ceil(start / PAGE) * PAGE;
   const end = Math.floor((start + length) / PAGE) * PAGE;
   return { start: first, length: Math.max(0, end - first) };

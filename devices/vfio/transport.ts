@@ -1,5 +1,5 @@
 // What a VFIO device is to the rest of this room, however its fd was opened: regions, interrupts, DMA, migration, DMA log.
-// Implemented by kernel-device.ts (group; later cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
+// Implemented by kernel-device.ts (group and cdev) and by test/fakes/vfio-transport.ts; used by pci-function.ts, vectors.ts and
 // migration/*. Types only. What may block (state changes, reset, DMA map, DMA log) is a promise: it runs on a native thread.
 // linux/vfio.h
 import type { ChunkSink, ChunkSource, GpaRange, HostMapping, PageBitmap, PumpResult, RamRange } from '../contract.ts';
@@ -11,6 +11,8 @@ export interface VfioRegionInfo {
   readonly writable: boolean;
   /** Windows of the region that mmap() accepts; empty: everything is trapped. Page-aligned, as the driver gave them. */
   readonly areas: readonly GpaRange[];
+  /** What a region beyond the fixed ones is for (VFIO_REGION_INFO_CAP_TYPE); null: one of the fixed ones, or it does not say. */
+  readonly type: { readonly type: number; readonly subtype: number } | null;
 }
 
 export interface VfioIrqInfo {
@@ -75,6 +77,14 @@ export interface MigrationAbilities {
   readonly p2p: boolean;
 }
 
+export interface PrecopyInfo {
+  /** Bytes that the destination wants before the switch-over. */
+  readonly initial: number;
+  readonly dirty: number;
+  /** A new batch of initial data is due (VFIO_PRECOPY_INFO_REINIT): what was said of it before is void. */
+  readonly reinit: boolean;
+}
+
 /** One device's migration interface: the kernel's v2 feature, or one of the older generations, which are regions of the device. */
 export interface VfioMigrationPort extends MigrationAbilities {
   /** v2: the feature (Linux 5.18). v1: region type 3 (Linux 5.8-5.17). v7: the draft of July 2019. regions: the draft of February 2019. */
@@ -86,9 +96,11 @@ export interface VfioMigrationPort extends MigrationAbilities {
   /** Bytes that STOP_COPY will give, as far as the driver can say; null: it cannot (no VFIO_DEVICE_FEATURE_MIG_DATA_SIZE). */
   stopCopySize(): Promise<number | null>;
   /** Only in the PRE_COPY states; null: the driver does not say. */
-  precopyInfo(): Promise<{ initial: number; dirty: number } | null>;
+  precopyInfo(): Promise<PrecopyInfo | null>;
   /** true while a saving or resuming session is open. */
   readonly sessionOpen: boolean;
+  /** Dirty pages that this interface reports beside the state (the drafts of 2019); null: others know them (v1, v2). */
+  readonly dirtyPages: RegionDirtyPort | null;
   /** Device -> sink, at most about `budget` bytes and only whole chunks. 'drained': nothing more for now (PRE_COPY); 'end': that was all. */
   save(sink: ChunkSink, budget: number): Promise<PumpResult>;
   /** One chunk of `length` bytes, as it was saved. Rejects with SysError (or VmmError 'vfio-data') when the device refuses it; the
@@ -101,6 +113,15 @@ export interface VfioMigrationPort extends MigrationAbilities {
   endSession(): void;
   /** The device was reset: it is RUNNING and its session is void. */
   wasReset(): void;
+}
+
+/** The dirty pages of a migration region. By IOVA, which is the guest-physical address here. */
+export interface RegionDirtyPort {
+  /** Asks the device nothing: it reports in its saving states only. */
+  start(ram: readonly RamRange[], newBitmap: () => PageBitmap): void;
+  /** ORs into `into` what was written since the last collect. Rejects outside of the saving states, where nobody knows. */
+  collect(into: PageBitmap): Promise<void>;
+  stop(): void;
 }
 
 /** VFIO_DEVICE_FEATURE_DMA_LOGGING_*. Ranges and reports are by IOVA, which is the guest-physical address here. */
@@ -119,11 +140,20 @@ export interface DmaSpace {
   readonly iovaRanges: readonly GpaRange[];
   map(range: RamRange): Promise<void>;
   unmap(range: RamRange): Promise<void>;
-  /** VFIO_IOMMU_DIRTY_PAGES; null: this IOMMU does not track at 4 KiB. */
+  /** VFIO_IOMMU_DIRTY_PAGES or a hwpt's dirty bits; null: this IOMMU does not track at 4 KiB. */
   readonly dirty: ContainerDirtyPort | null;
 }
 
+/** A device that was opened, and what its DMA goes through. */
+export interface OpenedDevice {
+  readonly transport: VfioTransport;
+  readonly dma: DmaSpace;
+}
+
 export interface ContainerDirtyPort {
+  readonly kind: 'container' | 'iommufd';
+  /** True when every mapped page is reported at every query. */
+  readonly coarse: boolean;
   start(): Promise<void>;
   /** ORs the pages of one mapped range into `into`. */
   report(range: RamRange, into: PageBitmap): Promise<void>;

@@ -26,15 +26,12 @@ import {
   vfio_iova_range,
 } from '../../native/abi/vfio.ts';
 import type { GpaRange, PageBitmap, RamRange } from '../contract.ts';
-import { within } from './deadline.ts';
+import { IOMMU_MS, pinningMs, within } from './deadline.ts';
 import { capabilitiesOf } from './info-caps.ts';
 import type { KernelDoor } from './kernel-door.ts';
 import type { ContainerDirtyPort, DmaSpace } from './transport.ts';
 
 const PAGE = 4096;
-/** Measured 6 ms a MiB in a lab host; ten times that, and half a minute for a loaded machine. */
-const MAP_MS_PER_MIB = 60;
-const BASE_MS = 30_000;
 
 export interface Type1Info {
   readonly pageSizes: bigint;
@@ -98,12 +95,12 @@ export class Type1Dma implements DmaSpace {
   readonly #door: KernelDoor;
   readonly #fd: number;
 
-  constructor(door: KernelDoor, fd: number, info: Type1Info) {
+  constructor(door: KernelDoor, fd: number, info: Type1Info, { coarse }: { readonly coarse: boolean }) {
     this.#door = door;
     this.#fd = fd;
     this.pageSizes = info.pageSizes;
     this.iovaRanges = info.iovaRanges;
-    this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd);
+    this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd, coarse);
   }
 
   async map(range: RamRange): Promise<void> {
@@ -116,7 +113,7 @@ export class Type1Dma implements DmaSpace {
     const { ram, offset } = range.slice;
     const patch = { at: vfio_iommu_type1_dma_map.vaddr, ram, offset, length: range.size };
     await within(this.#door.ioctlAsync('VFIO_IOMMU_MAP_DMA', this.#fd, VFIO_IOMMU_MAP_DMA, arg, [patch]), {
-      ms: BASE_MS + (range.size / 2 ** 20) * MAP_MS_PER_MIB,
+      ms: pinningMs(range.size),
       what: `mapping guest RAM at ${hex(range.gpa)} for DMA`,
     });
   }
@@ -128,7 +125,7 @@ export class Type1Dma implements DmaSpace {
     view.setBigUint64(vfio_iommu_type1_dma_unmap.iova, BigInt(range.gpa), true);
     view.setBigUint64(vfio_iommu_type1_dma_unmap.size_at, BigInt(range.size), true);
     await within(this.#door.ioctlAsync('VFIO_IOMMU_UNMAP_DMA', this.#fd, VFIO_IOMMU_UNMAP_DMA, arg), {
-      ms: BASE_MS + (range.size / 2 ** 20) * MAP_MS_PER_MIB,
+      ms: pinningMs(range.size),
       what: `unmapping guest RAM at ${hex(range.gpa)} from DMA`,
     });
   }
@@ -136,12 +133,17 @@ export class Type1Dma implements DmaSpace {
 
 /** VFIO_IOMMU_DIRTY_PAGES: START, STOP and GET_BITMAP exclude each other in one call. */
 class Type1Dirty implements ContainerDirtyPort {
+  readonly kind = 'container';
+  /** Devices behind an IOMMU: type1 knows no more than that their pages are pinned. Those without one write by vfio_dma_rw(), which is seen
+   *  page by page (and what they have pinned is reported every time). linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES */
+  readonly coarse: boolean;
   readonly #door: KernelDoor;
   readonly #fd: number;
 
-  constructor(door: KernelDoor, fd: number) {
+  constructor(door: KernelDoor, fd: number, coarse: boolean) {
     this.#door = door;
     this.#fd = fd;
+    this.coarse = coarse;
   }
 
   start(): Promise<void> {
@@ -158,7 +160,7 @@ class Type1Dirty implements ContainerDirtyPort {
     view.setUint32(vfio_iommu_type1_dirty_bitmap.argsz, arg.length, true);
     view.setUint32(vfio_iommu_type1_dirty_bitmap.flags, flag, true);
     await within(this.#door.ioctlAsync(`VFIO_IOMMU_DIRTY_PAGES(${word})`, this.#fd, VFIO_IOMMU_DIRTY_PAGES, arg), {
-      ms: BASE_MS,
+      ms: IOMMU_MS,
       what: `the container's dirty tracking: ${word}`,
     });
   }
@@ -178,7 +180,7 @@ class Type1Dirty implements ContainerDirtyPort {
     view.setBigUint64(bits + vfio_bitmap.size_at, BigInt(Math.ceil(pages / 64) * 8), true);
     const patch = { at: bits + vfio_bitmap.data, bitmap: into, firstPage: range.slice.offset / PAGE, pages };
     await within(this.#door.ioctlAsync('VFIO_IOMMU_DIRTY_PAGES(GET)', this.#fd, VFIO_IOMMU_DIRTY_PAGES, arg, [patch]), {
-      ms: BASE_MS,
+      ms: IOMMU_MS,
       what: `the container's dirty pages at ${hex(range.gpa)}`,
     });
   }

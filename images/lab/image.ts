@@ -7,7 +7,7 @@ import { VmmError } from '../../native/errno.ts';
 import { cached, contentName } from '../cache.ts';
 import { buildOwnModule } from '../kmod/build.ts';
 import { runProgram } from '../program.ts';
-import { packInitrd } from './initrd.ts';
+import { type InitrdModule, packInitrd } from './initrd.ts';
 import { buildKernel, kernelIn, type LabKernel, moduleLoadOrder } from './kernel.ts';
 import { resolveKernelPackages } from './kernel-packages.ts';
 
@@ -32,8 +32,11 @@ export interface ImageSources {
   readonly say: (line: string) => void;
 }
 
-/** Our own drivers, each a folder of images/kmod with a Kbuild. */
-const OWN_MODULES = ['edu-vfio-pci'];
+/** Our own drivers that are loaded at boot, each a folder of images/kmod with a Kbuild, and their parameters. */
+const OWN_MODULES: Readonly<Record<string, readonly string[]>> = {
+  // QEMU's edu is given this reach by lab/qemu-command.ts; the driver cannot find out.
+  'edu-vfio-pci': ['dma_mask=0xffffffffffffffff'],
+};
 
 /** Loaded at boot. kvm-intel would not load: the lab's CPU is AMD (QEMU emulates SVM only). */
 const STOCK_MODULES = ['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay', 'kvm-amd', 'tun'];
@@ -41,7 +44,7 @@ const VFIO_MODULES = ['iommufd', 'vfio', 'vfio_iommu_type1', 'vfio-pci', 'mdev']
 
 async function moduleSources(root: string): Promise<Map<string, string[]>> {
   const found = new Map<string, string[]>();
-  for (const name of OWN_MODULES) {
+  for (const name of Object.keys(OWN_MODULES)) {
     const dir = join(root, 'images/kmod', name);
     if (!existsSync(join(dir, 'Kbuild'))) continue;
     found.set(name, (await readdir(dir)).filter((each) => /\.[ch]$|^Kbuild$/.test(each)).sort());
@@ -95,7 +98,8 @@ async function buildImage(
   dir: string,
   { kernel, own, sources }: { kernel: LabKernel; own: Map<string, string[]>; sources: ImageSources },
 ): Promise<void> {
-  const modules = await moduleLoadOrder(kernel, [...STOCK_MODULES, ...VFIO_MODULES]);
+  const stock = await moduleLoadOrder(kernel, [...STOCK_MODULES, ...VFIO_MODULES]);
+  const modules = stock.map((file): InitrdModule => ({ file, parameters: [] }));
   await mkdir(join(dir, 'modules'));
   for (const [name, files] of own) {
     sources.say(`building ${name}.ko`);
@@ -110,7 +114,7 @@ async function buildImage(
     const to = join(dir, 'modules', `${name}.ko`);
     await copyFile(built, to);
     await runProgram('strip', ['-g', to], { purpose: 'stripping modules' });
-    modules.push(to);
+    modules.push({ file: to, parameters: OWN_MODULES[name] ?? [] });
   }
   const init = join(sources.root, 'images/lab/init');
   await packInitrd({ busybox: sources.busybox, init, modules }, join(dir, 'initrd'), join(dir, 'initrd.cpio'));

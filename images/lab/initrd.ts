@@ -1,22 +1,34 @@
 // Packs the lab host's initrd: busybox, images/lab/init and the modules in their order of loading. Called by images/lab/image.ts.
 // Not compressed: an emulated host unpacks more slowly than QEMU loads. Documentation/driver-api/early-userspace/buffer-format.rst.
-import { chmod, copyFile, mkdir, readdir, readFile, rm } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { chmod, copyFile, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { basename, extname, join } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import { runProgram } from '../program.ts';
 
 export interface InitrdParts {
   readonly busybox: string;
   readonly init: string;
-  /** .ko or .ko.xz, in the order of loading. */
-  readonly modules: readonly string[];
+  /** In the order of loading. */
+  readonly modules: readonly InitrdModule[];
 }
 
-async function placeModule(path: string, order: number, dir: string): Promise<void> {
-  const name = `${String(order).padStart(3, '0')}-${basename(path, '.xz')}`;
+export interface InitrdModule {
+  /** .ko, or packed as Debian and others do it: .ko.xz, .ko.zst, .ko.gz. */
+  readonly file: string;
+  /** NAME=VALUE each. */
+  readonly parameters: readonly string[];
+}
+
+const UNPACK: Readonly<Record<string, string>> = { '.xz': 'xz', '.zst': 'zstd', '.gz': 'gzip' };
+
+async function placeModule({ file, parameters }: InitrdModule, order: number, dir: string): Promise<void> {
+  const packing = extname(file);
+  const program = UNPACK[packing];
+  const name = `${String(order).padStart(3, '0')}-${basename(file, program === undefined ? '' : packing)}`;
   const to = join(dir, name);
-  if (path.endsWith('.xz')) await runProgram('xz', ['-dc', path], { purpose: 'unpacking a module', outFile: to });
-  else await copyFile(path, to);
+  if (program === undefined) await copyFile(file, to);
+  else await runProgram(program, ['-dc', file], { purpose: 'unpacking a module', outFile: to });
+  if (parameters.length > 0) await writeFile(`${to}.parameters`, parameters.join(' '));
 }
 
 const PT_INTERP = 3;
@@ -40,7 +52,7 @@ export async function packInitrd(parts: InitrdParts, scratch: string, outPath: s
   await copyFile(parts.init, join(scratch, 'init'));
   await chmod(join(scratch, 'init'), 0o755);
   await chmod(join(scratch, 'bin/busybox'), 0o755);
-  for (const [index, path] of parts.modules.entries()) await placeModule(path, index, join(scratch, 'modules'));
+  for (const [index, module] of parts.modules.entries()) await placeModule(module, index, join(scratch, 'modules'));
   const names = (await readdir(scratch, { recursive: true })).sort();
   await runProgram('cpio', ['-o', '-H', 'newc', '--quiet', '-R', '0:0'], {
     purpose: 'packing the initrd',

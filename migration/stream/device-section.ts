@@ -3,7 +3,7 @@
 import type { ChunkPiece, ChunkSink, ChunkSource, Migratable, PumpResult } from '../../devices/contract.ts';
 import { StreamError } from '../../native/errno.ts';
 import { ByteBuilder } from './bytes.ts';
-import { BULK_RECORD_MAX, BULK_SECTION_VERSION, BULK_TAG, bulkSectionName } from './format.ts';
+import { BULK_CHUNK_MAX, BULK_RECORD_MAX, BULK_SECTION_VERSION, BULK_TAG, bulkSectionName } from './format.ts';
 import type { SectionHead, StreamReader } from './reader.ts';
 import type { OpenSection, StreamWriter } from './writer.ts';
 
@@ -119,9 +119,9 @@ export async function receiveBulk(reader: StreamReader, section: SectionHead, ta
       throw new StreamError(`unknown tag ${tag.toString(16)} in ${JSON.stringify(section.name)}`);
     const length = await reader.u64();
     if (length === 0n) continue;
-    if (length > BigInt(BULK_RECORD_MAX))
+    if (length > BigInt(BULK_CHUNK_MAX))
       throw new StreamError(
-        `a record of ${length} bytes in ${JSON.stringify(section.name)}; ${BULK_RECORD_MAX} are allowed`,
+        `a record of ${length} bytes in ${JSON.stringify(section.name)}; ${BULK_CHUNK_MAX} are allowed`,
       );
     await receiveRecord(reader, section, target, Number(length));
     bytes += Number(length);
@@ -137,7 +137,7 @@ async function receiveRecord(
   length: number,
 ): Promise<void> {
   const record = new BulkRecord(reader, length);
-  if (target === null) await record.take(length);
+  if (target === null) while (record.left > 0) await record.take(Math.min(record.left, BULK_RECORD_MAX));
   else await target.loadChunk(record, length);
   if (record.left !== 0)
     throw new StreamError(`${JSON.stringify(section.name)} left ${record.left} bytes of a record unread`);

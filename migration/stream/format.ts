@@ -36,8 +36,10 @@ export const BULK_TAG = {
   initialDataSent: 0xffffffffef100005n,
 } as const;
 export const BULK_SECTION_VERSION = 1;
-/** Longest DATA record taken from a peer; QEMU and our pump send at most 1 MiB. */
+/** Longest DATA record of bytes that may be cut anywhere: what a data fd gives, and plug-ins. QEMU sends no more either. */
 export const BULK_RECORD_MAX = 1 << 20;
+/** Longest DATA record taken from a peer: a chunk of a migration region is one record, whatever its size. */
+export const BULK_CHUNK_MAX = 2 ** 30;
 
 /** Types on the return path, destination to source. From 0x4601 on they are Ferry's and never sent to a QEMU. */
 export const RETURN = {

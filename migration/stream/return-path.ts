@@ -5,11 +5,18 @@ import { StreamError } from '../../native/errno.ts';
 import { ByteBuilder, viewOf } from './bytes.ts';
 import { RETURN, RETURN_MESSAGE_MAX } from './format.ts';
 
+export interface DestinationReport {
+  readonly loadMs: number;
+  readonly resumeMs: number;
+  /** Ids of the devices whose driver judges its state only on the way to RUNNING. */
+  readonly late: readonly string[];
+}
+
 export type ReturnMessage =
   | { readonly kind: 'shut'; readonly value: number }
   | { readonly kind: 'pong'; readonly value: number }
   | { readonly kind: 'refused'; readonly reason: string }
-  | { readonly kind: 'report'; readonly loadMs: number; readonly resumeMs: number }
+  | ({ readonly kind: 'report' } & DestinationReport)
   | { readonly kind: 'alive' };
 
 export class ReturnWriter {
@@ -35,9 +42,10 @@ export class ReturnWriter {
     return this.#send(RETURN.refused, new TextEncoder().encode(reason.slice(0, RETURN_MESSAGE_MAX / 4)));
   }
 
-  report(loadMs: number, resumeMs: number): Promise<void> {
+  report({ loadMs, resumeMs, late }: DestinationReport): Promise<void> {
     const micros = (ms: number): number => Math.min(0xffffffff, Math.max(0, Math.round(ms * 1000)));
-    return this.#send(RETURN.report, new ByteBuilder().u32(micros(loadMs)).u32(micros(resumeMs)).take());
+    const ids = new TextEncoder().encode(late.join('\n')).subarray(0, RETURN_MESSAGE_MAX - 8);
+    return this.#send(RETURN.report, new ByteBuilder().u32(micros(loadMs)).u32(micros(resumeMs)).bytes(ids).take());
   }
 
   alive(): Promise<void> {
@@ -48,7 +56,6 @@ export class ReturnWriter {
 const LENGTHS = new Map<number, number>([
   [RETURN.shut, 4],
   [RETURN.pong, 4],
-  [RETURN.report, 8],
   [RETURN.alive, 0],
 ]);
 
@@ -58,7 +65,7 @@ export async function readReturn(channel: Channel): Promise<ReturnMessage> {
   const length = head.getUint16(2);
   const wanted = LENGTHS.get(type);
   if (
-    (wanted === undefined && type !== RETURN.refused) ||
+    (wanted === undefined && type !== RETURN.refused && (type !== RETURN.report || length < 8)) ||
     (wanted !== undefined && wanted !== length) ||
     length > RETURN_MESSAGE_MAX
   )
@@ -71,7 +78,12 @@ export async function readReturn(channel: Channel): Promise<ReturnMessage> {
     case RETURN.pong:
       return { kind: 'pong', value: view.getUint32(0) };
     case RETURN.report:
-      return { kind: 'report', loadMs: view.getUint32(0) / 1000, resumeMs: view.getUint32(4) / 1000 };
+      return {
+        kind: 'report',
+        loadMs: view.getUint32(0) / 1000,
+        resumeMs: view.getUint32(4) / 1000,
+        late: new TextDecoder().decode(bytes.subarray(8)).split('\n').filter(Boolean).map(printable),
+      };
     case RETURN.alive:
       return { kind: 'alive' };
     default:

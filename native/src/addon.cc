@@ -26,6 +26,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitIoctl(env, exports);
   InitGuestRam(env, exports);
   InitPageBitmap(env, exports);
+  InitDirtyRing(env, exports);
   InitVcpuLoop(env, exports);
   InitFdWatch(env, exports);
   InitSockets(env, exports);

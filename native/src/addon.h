@@ -8,6 +8,7 @@ namespace ferry {
 void InitIoctl(Napi::Env env, Napi::Object exports);
 void InitGuestRam(Napi::Env env, Napi::Object exports);
 void InitPageBitmap(Napi::Env env, Napi::Object exports);
+void InitDirtyRing(Napi::Env env, Napi::Object exports);
 void InitVcpuLoop(Napi::Env env, Napi::Object exports);
 void InitFdWatch(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);

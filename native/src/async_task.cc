@@ -1,6 +1,7 @@
 // The threads of async_task.h and their way back. A finished job is handed over under a lock that also guards the port's end, because an
 // environment (a Worker that is terminated) may go away while its jobs block: a ThreadSafeFunction does not survive that in Node 20
-// (its release on the thread then works on freed memory: seen as an abort in uv_mutex_lock).
+// (its release on the thread then works on freed memory: seen as an abort in uv_mutex_lock). What is made for JS while a Worker is being
+// terminated throws what nobody can catch: binding.gyp's NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS lets that pass instead of aborting.
 #include "async_task.h"
 
 #include <pthread.h>
@@ -16,7 +17,7 @@ namespace {
 
 struct Job {
   AsyncTask task;
-  Napi::Promise::Deferred deferred;
+  Deferred deferred;
   std::shared_ptr<TaskPort> port;
   const char* name;
 };
@@ -109,8 +110,8 @@ std::shared_ptr<TaskPort> OpenTaskPort(Napi::Env env) {
 
 Napi::Value RunOnThread(Napi::Env env, const char* name, AsyncTask task) {
   std::shared_ptr<TaskPort> port = AddonData::Of(env)->tasks;
-  auto job = std::make_shared<Job>(Job{std::move(task), Napi::Promise::Deferred::New(env), port, name});
-  Napi::Promise promise = job->deferred.Promise();
+  auto job = std::make_shared<Job>(Job{std::move(task), Deferred::New(env), port, name});
+  Napi::Value promise = job->deferred.Promise();
   // Built without exceptions: std::thread would abort when no thread can be had, so pthreads directly.
   auto* handed = new std::shared_ptr<Job>(std::move(job));
   pthread_attr_t attributes;

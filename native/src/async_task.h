@@ -7,11 +7,13 @@
 #include <functional>
 #include <memory>
 
+#include "errors.h"
+
 namespace ferry {
 
 struct AsyncTask {
   std::function<void()> work;
-  std::function<void(Napi::Env, const Napi::Promise::Deferred&)> settle;
+  std::function<void(Napi::Env, const Deferred&)> settle;
 };
 
 /** Where the threads of one Node environment leave finished jobs for its JS thread. */

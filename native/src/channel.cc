@@ -8,6 +8,7 @@
 
 #include "addon.h"
 #include "channel_lane.h"
+#include "chunk_operations.h"
 #include "data_pump.h"
 #include "errors.h"
 
@@ -56,6 +57,8 @@ class Channel : public Napi::ObjectWrap<Channel> {
   Napi::Value ReceivePages(const Napi::CallbackInfo& info);
   Napi::Value PumpFromFd(const Napi::CallbackInfo& info);
   Napi::Value PumpToFd(const Napi::CallbackInfo& info);
+  Napi::Value PumpPiecesFrom(const Napi::CallbackInfo& info) { return Submit(info.Env(), PiecesFromOperation(info)); }
+  Napi::Value PumpPiecesTo(const Napi::CallbackInfo& info) { return Submit(info.Env(), PiecesToOperation(info)); }
   Napi::Value End(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), left_ ? -1 : session_->connection.fd); }
@@ -67,6 +70,7 @@ class Channel : public Napi::ObjectWrap<Channel> {
     return Napi::Number::New(env, static_cast<double>(direction.bytes.load()));
   }
 
+  /** A null operation is one whose arguments were refused: undefined, with the exception pending. */
   Napi::Value Submit(Napi::Env env, std::shared_ptr<Operation> operation);
   Napi::Value Done(Napi::Env env, const Napi::Value& value);
   bool Idle(bool tx) const;
@@ -105,7 +109,7 @@ Channel::Channel(const Napi::CallbackInfo& info) : ObjectWrap(info), env_(info.E
       env, nullptr, nullptr, Napi::String::New(env, "channel"), 0, 1, nullptr,
       [](napi_env, void*, void* context) {
         Face* face = static_cast<Face*>(context);
-        face->session->SetWaker(nullptr);
+        face->session->Orphan();
         if (face->channel != nullptr) face->channel->face_ = nullptr;
         delete face;
       },
@@ -176,13 +180,14 @@ bool Channel::Idle(bool tx) const {
 
 /** A promise that is already resolved. */
 Napi::Value Channel::Done(Napi::Env env, const Napi::Value& value) {
-  auto deferred = Napi::Promise::Deferred::New(env);
+  auto deferred = Deferred::New(env);
   deferred.Resolve(value);
   return deferred.Promise();
 }
 
 Napi::Value Channel::Submit(Napi::Env env, std::shared_ptr<Operation> operation) {
-  Napi::Promise promise = operation->deferred.Promise();
+  if (!operation) return env.Undefined();
+  Napi::Value promise = operation->deferred.Promise();
   int err = ECANCELED;
   if (!left_) {
     Lane& lane = operation->tx ? session_->txLane : session_->rxLane;
@@ -226,7 +231,7 @@ Napi::Value Channel::Read(const Napi::CallbackInfo& info) {
   if (!length) return env.Undefined();
   if (*length > kMaxRead) return ThrowRange(env, "a read is of 16 MiB at most");
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, *length);
-  if (env.IsExceptionPending()) return env.Undefined();
+  if (buffer.IsEmpty() || env.IsExceptionPending()) return env.Undefined();
   uint8_t* into = static_cast<uint8_t*>(buffer.Data());
   if (!left_ && Idle(false) && session_->rxLane.broken().ok() && session_->rx.ReadNow(into, *length)) {
     return Done(env, Napi::Uint8Array::New(env, *length, buffer, 0));
@@ -370,6 +375,8 @@ Napi::Function Channel::Define(Napi::Env env) {
                          InstanceMethod<&Channel::ReceivePages>("receivePages"),
                          InstanceMethod<&Channel::PumpFromFd>("pumpFrom"),
                          InstanceMethod<&Channel::PumpToFd>("pumpTo"),
+                         InstanceMethod<&Channel::PumpPiecesFrom>("pumpPiecesFrom"),
+                         InstanceMethod<&Channel::PumpPiecesTo>("pumpPiecesTo"),
                          InstanceMethod<&Channel::End>("end"),
                          InstanceMethod<&Channel::Abort>("abort"),
                          InstanceAccessor<&Channel::Fd>("fd"),

@@ -83,14 +83,25 @@ bool Lane::Join() {
 
 void Session::Post(std::shared_ptr<Operation> operation) {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (waker_ == nullptr) {
+    // Nobody is left to be told: the environment ended while a driver held this thread. The operation's references to JS cannot be
+    // dropped any more, and not on this thread: it is left behind.
+    new std::shared_ptr<Operation>(std::move(operation));
+    return;
+  }
   done_.push_back(std::move(operation));
-  // One call per batch; the waker is null only when nobody is left to be told.
-  if (done_.size() == 1 && waker_ != nullptr) napi_call_threadsafe_function(waker_, nullptr, napi_tsfn_nonblocking);
+  // One call per batch.
+  if (done_.size() == 1) napi_call_threadsafe_function(waker_, nullptr, napi_tsfn_nonblocking);
 }
 
 std::vector<std::shared_ptr<Operation>> Session::TakeDone() {
   std::lock_guard<std::mutex> lock(mutex_);
   return std::move(done_);
+}
+
+void Session::Orphan() {
+  SetWaker(nullptr);
+  TakeDone();
 }
 
 void Session::SetWaker(napi_threadsafe_function waker) {

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <vector>
 
+#include "errors.h"
 #include "page_pump.h"
 #include "wire.h"
 
@@ -21,8 +22,8 @@ namespace ferry {
 class Session;
 
 struct Operation {
-  Operation(Napi::Env env, bool tx) : deferred(Napi::Promise::Deferred::New(env)), tx(tx) {}
-  Napi::Promise::Deferred deferred;
+  Operation(Napi::Env env, bool tx) : deferred(Deferred::New(env)), tx(tx) {}
+  Deferred deferred;
   const bool tx;
   /** On the lane's thread. */
   std::function<Failure(Session&)> work;
@@ -73,6 +74,8 @@ class Session {
   std::vector<std::shared_ptr<Operation>> TakeDone();
   /** JS thread: the function that wakes it, null before and after its life. */
   void SetWaker(napi_threadsafe_function waker);
+  /** JS thread, last of all: the waker has gone, and so has whoever would take what is done. */
+  void Orphan();
   napi_threadsafe_function waker() const { return waker_; }
 
  private:

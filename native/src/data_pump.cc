@@ -18,13 +18,6 @@ constexpr size_t kChunk = 1024 * 1024;
 constexpr char kSending[] = "sending device data";
 constexpr char kReading[] = "reading device data";
 
-/** The stream itself is intact: only this operation fails. */
-Failure Refused(std::string what, int err) {
-  Failure failure = Failure::Sys(std::move(what), err);
-  failure.broken = false;
-  return failure;
-}
-
 /** All of [bytes, bytes + length) into the data fd. */
 Failure WriteAll(const Connection& connection, const DataFd& data, const uint8_t* bytes, size_t length) {
   size_t done = 0;
@@ -35,10 +28,10 @@ Failure WriteAll(const Connection& connection, const DataFd& data, const uint8_t
       continue;
     }
     if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return Refused("write(data fd)", errno);
+    if (wrote < 0) return Failure::Refused("write(data fd)", errno);
     done += wrote;
     if (done < length && !data.MayTakePart()) {
-      return Refused("write(data fd): only " + std::to_string(wrote) + " of " + std::to_string(length) + " bytes taken", EIO);
+      return Failure::Refused("write(data fd): only " + std::to_string(wrote) + " of " + std::to_string(length) + " bytes taken", EIO);
     }
   }
   return {};
@@ -72,7 +65,7 @@ Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag
       if (!wire.connection().Wait(data.fd(), POLLIN)) return Failure::Sys("channel", ECANCELED);
       continue;
     }
-    if (got < 0 && errno != ENOMSG) return Refused("read(data fd)", errno);
+    if (got < 0 && errno != ENOMSG) return Failure::Refused("read(data fd)", errno);
     if (got <= 0) {
       pumped.end = got < 0 ? PumpEnd::drained : PumpEnd::end;
       return {};

@@ -37,6 +37,18 @@ Napi::Value ThrowRange(Napi::Env env, const std::string& message) {
   return Raise(env, Napi::RangeError::New(env, message).Value());
 }
 
+Deferred Deferred::New(Napi::Env env) {
+  Deferred made(env);
+  if (napi_create_promise(env, &made.deferred_, &made.promise_) != napi_ok) made.promise_ = env.Undefined();
+  return made;
+}
+void Deferred::Resolve(napi_value value) const {
+  if (deferred_ != nullptr) napi_resolve_deferred(env_, deferred_, value);
+}
+void Deferred::Reject(napi_value reason) const {
+  if (deferred_ != nullptr) napi_reject_deferred(env_, deferred_, reason);
+}
+
 std::optional<uint64_t> ReadSize(const Napi::Value& value, const char* what) {
   Napi::Env env = value.Env();
   if (value.IsBigInt()) {

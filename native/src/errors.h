@@ -36,6 +36,24 @@ Napi::Value ThrowSys(Napi::Env env, const std::string& syscall, int err);
 Napi::Value ThrowType(Napi::Env env, const std::string& message);
 Napi::Value ThrowRange(Napi::Env env, const std::string& message);
 
+/**
+ * A promise and what settles it. Napi::Promise::Deferred would do, but for a Worker that is being terminated: JS still runs a little way while
+ * no promise can be made, and that class then hands out what was never written. Here JS gets undefined, and nobody is told.
+ */
+class Deferred {
+ public:
+  static Deferred New(Napi::Env env);
+  Napi::Value Promise() const { return Napi::Value(env_, promise_); }
+  void Resolve(napi_value value) const;
+  void Reject(napi_value reason) const;
+
+ private:
+  explicit Deferred(napi_env env) : env_(env) {}
+  napi_env env_;
+  napi_deferred deferred_ = nullptr;
+  napi_value promise_ = nullptr;
+};
+
 /** Readers of arguments: nullopt with a TypeError/RangeError pending. `what` names the argument. */
 std::optional<uint64_t> ReadSize(const Napi::Value& value, const char* what);
 std::optional<int> ReadFd(const Napi::Value& value, const char* what);

@@ -1,5 +1,6 @@
-// sendFds and recvFds (SCM_RIGHTS over a UNIX socket; net.Socket silently drops descriptors) and pread/pwrite of native/addon.ts.
-// JS thread, never waiting: a socket with nothing to read is SysError EAGAIN, watchFd says when to come back.
+// sendFds and recvFds (SCM_RIGHTS over a UNIX socket; net.Socket silently drops descriptors), pread and pwrite of native/addon.ts.
+// JS thread, never waiting: a socket with nothing to read is SysError EAGAIN, watchFd says when to come back. preadAsync and pwriteAsync
+// do wait, on a thread of their own: an access to a migration region may hold its caller while the device works.
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -9,7 +10,10 @@
 #include <vector>
 
 #include "addon.h"
+#include "async_task.h"
+#include "copied_bytes.h"
 #include "errors.h"
+#include "region_fd.h"
 
 namespace ferry {
 namespace {
@@ -138,6 +142,49 @@ Napi::Value Pwrite(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(put));
 }
 
+/** preadAsync or pwriteAsync between the JS thread and its own. */
+struct AsyncCall {
+  const char* name;
+  bool writes;
+  uint64_t offset;
+  CopiedBytes bytes;
+  std::unique_ptr<RegionFd> fd;
+  ssize_t result = 0;
+
+  void Run() {
+    std::vector<uint8_t>& copy = bytes.copy;
+    result = writes ? fd->WriteAt(copy.data(), copy.size(), offset) : fd->ReadAt(copy.data(), copy.size(), offset);
+    // Here, not with the call: that is left behind when the environment has ended, and a device would stay in use.
+    fd.reset();
+  }
+};
+
+Napi::Value StartAsync(const Napi::CallbackInfo& info, const char* name, bool writes) {
+  Napi::Env env = info.Env();
+  std::optional<At> at = ReadAt(info);
+  if (!at) return env.Undefined();
+  auto fd = std::make_unique<RegionFd>(at->fd);
+  if (fd->error() != 0) {
+    auto deferred = Deferred::New(env);
+    deferred.Reject(SysErrorValue(env, name, fd->error()));
+    return deferred.Promise();
+  }
+  auto call = std::make_shared<AsyncCall>(
+      AsyncCall{name, writes, static_cast<uint64_t>(at->offset), CopiedBytes(info[2], at->bytes), std::move(fd)});
+  if (!writes) call->bytes.Keep();
+  return RunOnThread(env, name, {[call] { call->Run(); },
+                                 [call](Napi::Env env, const Deferred& deferred) {
+                                   if (call->result < 0) {
+                                     return deferred.Reject(SysErrorValue(env, call->name, static_cast<int>(-call->result)));
+                                   }
+                                   if (!call->writes) call->bytes.CopyBack(static_cast<size_t>(call->result));
+                                   deferred.Resolve(Napi::Number::New(env, static_cast<double>(call->result)));
+                                 }});
+}
+
+Napi::Value PreadAsync(const Napi::CallbackInfo& info) { return StartAsync(info, "pread", false); }
+Napi::Value PwriteAsync(const Napi::CallbackInfo& info) { return StartAsync(info, "pwrite", true); }
+
 }  // namespace
 
 void InitFdIo(Napi::Env env, Napi::Object exports) {
@@ -145,6 +192,8 @@ void InitFdIo(Napi::Env env, Napi::Object exports) {
   exports.Set("recvFds", Napi::Function::New(env, RecvFds, "recvFds"));
   exports.Set("pread", Napi::Function::New(env, Pread, "pread"));
   exports.Set("pwrite", Napi::Function::New(env, Pwrite, "pwrite"));
+  exports.Set("preadAsync", Napi::Function::New(env, PreadAsync, "preadAsync"));
+  exports.Set("pwriteAsync", Napi::Function::New(env, PwriteAsync, "pwriteAsync"));
 }
 
 }  // namespace ferry

@@ -161,7 +161,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
                             *failed = errno;
                           }
                         },
-                        [failed](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                        [failed](Napi::Env env, const Deferred& deferred) {
                           if (*failed != 0) return deferred.Reject(SysErrorValue(env, "madvise(MADV_POPULATE_WRITE)", *failed));
                           deferred.Resolve(env.Undefined());
                         }});
@@ -172,7 +172,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
     auto hash = std::make_shared<uint64_t>(0);
     return RunOnThread(info.Env(), "hash",
                        {[mapping = mapping_, offset, length, hash] { *hash = HashOf(mapping->base + offset, length); },
-                        [hash](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                        [hash](Napi::Env env, const Deferred& deferred) {
                           deferred.Resolve(Napi::BigInt::New(env, *hash));
                         }});
   }
@@ -277,10 +277,11 @@ Napi::Value MapFd(const Napi::CallbackInfo& info) {
   if (*size == 0 || *size % kPage != 0 || *offset % kPage != 0) {
     return ThrowRange(env, "offset and size of a mapping must be multiples of 4096");
   }
-  int protection = PROT_READ | (info[3].ToBoolean() ? PROT_WRITE : 0);
+  bool writable = info[3].ToBoolean();
+  int protection = PROT_READ | (writable ? PROT_WRITE : 0);
   void* base = mmap(nullptr, *size, protection, MAP_SHARED, *fd, static_cast<off_t>(*offset));
   if (base == MAP_FAILED) return ThrowSys(env, "mmap", errno);
-  auto mapping = std::make_shared<Mapping>(-1, static_cast<uint8_t*>(base), *size);
+  auto mapping = std::make_shared<Mapping>(-1, static_cast<uint8_t*>(base), *size, writable);
   return AddonData::Of(env)->hostMapping.New({Napi::External<std::shared_ptr<Mapping>>::New(env, &mapping)});
 }
 

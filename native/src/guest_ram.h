@@ -11,7 +11,7 @@ namespace ferry {
 /** Host memory that is unmapped when the last holder lets go. Immutable once made; any thread. */
 class Mapping {
  public:
-  Mapping(int fd, uint8_t* base, uint64_t size) : fd(fd), base(base), size(size) {}
+  Mapping(int fd, uint8_t* base, uint64_t size, bool writable = true) : fd(fd), base(base), size(size), writable(writable) {}
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -19,6 +19,7 @@ class Mapping {
   const int fd;
   uint8_t* const base;
   const uint64_t size;
+  const bool writable;
   bool Holds(uint64_t offset, uint64_t length) const { return offset <= size && length <= size - offset; }
 };
 

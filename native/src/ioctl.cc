@@ -10,32 +10,13 @@
 
 #include "addon.h"
 #include "async_task.h"
+#include "copied_bytes.h"
 #include "errors.h"
 #include "guest_ram.h"
 #include "page_bitmap.h"
 
 namespace ferry {
 namespace {
-
-/** JS's array and the copy that the kernel works on. Only an async call needs a reference to the array; a handle is cheaper. */
-struct CopiedBytes {
-  Napi::Uint8Array array;
-  Napi::Reference<Napi::Uint8Array> reference;
-  std::vector<uint8_t> copy;
-
-  CopiedBytes() = default;
-  CopiedBytes(const Napi::Value& value, const Bytes& bytes)
-      : array(value.As<Napi::Uint8Array>()), copy(bytes.data, bytes.data + bytes.length) {}
-  void Keep() {
-    if (!array.IsEmpty()) reference = Napi::Persistent(array);
-  }
-  /** An array that was detached meanwhile has no length and is left alone. */
-  void CopyBack() {
-    Napi::Uint8Array into = reference.IsEmpty() ? array : reference.Value();
-    size_t length = std::min(into.ByteLength(), copy.size());
-    if (length > 0) memcpy(into.Data(), copy.data(), length);
-  }
-};
 
 struct IoctlCall {
   std::string name;
@@ -210,7 +191,7 @@ Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
   call->arg.Keep();
   for (CopiedBytes& bytes : call->bytes) bytes.Keep();
   return RunOnThread(env, "ioctl", {[call] { call->Run(); },
-                                    [call](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                                    [call](Napi::Env env, const Deferred& deferred) {
                                       CopyBack(call.get());
                                       if (call->result < 0) {
                                         deferred.Reject(SysErrorValue(env, call->name, call->err));

@@ -6,11 +6,15 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "addon.h"
+#include "async_task.h"
 #include "errors.h"
+#include "region_fd.h"
 
 namespace ferry {
 namespace {
@@ -22,6 +26,12 @@ uint64_t* MapWords(uint64_t count) {
   void* words = mmap(nullptr, count * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return words == MAP_FAILED ? nullptr : static_cast<uint64_t*>(words);
 }
+
+/** Where the bits of a report stand: bit n is the granule at start + n * granule, in bytes of RAM. */
+struct Report {
+  uint64_t start;
+  uint64_t granule;
+};
 
 /** Calls `each(word, mask)` for the words that [first, first+length) touches. */
 template <class Each>
@@ -87,6 +97,94 @@ uint64_t BitmapWords::NextClear(uint64_t from) const {
 
 namespace {
 
+/** A report is read as a whole before it counts: 1 GiB. Regions of devices are far smaller. */
+constexpr uint64_t kMaxReportBits = uint64_t{1} << 33;
+
+/** How many granules of the report begin in the bitmap. */
+uint64_t GranulesInside(const BitmapWords& words, const Report& report) {
+  uint64_t end = words.pages * kPage;
+  return report.start >= end ? 0 : (end - report.start + report.granule - 1) / report.granule;
+}
+
+/** ORs every page that a set one of the first `count` granules touches; they begin in the bitmap, the last may end beyond. */
+void OrReport(BitmapWords& words, const Report& report, const uint8_t* bits, uint64_t count) {
+  if (report.granule == kPage && report.start % (kPage * 64) == 0) {
+    uint64_t* into = words.words + report.start / kPage / 64;
+    for (; count >= 64; count -= 64, bits += 8, into++) {
+      uint64_t word;
+      memcpy(&word, bits, 8);
+      *into |= word;
+    }
+    uint64_t rest = 0;
+    memcpy(&rest, bits, (count + 7) / 8);
+    rest &= (uint64_t{1} << count) - 1;
+    if (rest != 0) *into |= rest;
+    return;
+  }
+  for (uint64_t byte = 0; byte * 8 < count; byte++) {
+    unsigned left = bits[byte];
+    if (count - byte * 8 < 8) left &= (1u << (count - byte * 8)) - 1;
+    for (; left != 0; left &= left - 1) {
+      uint64_t at = report.start + (byte * 8 + static_cast<uint64_t>(__builtin_ctz(left))) * report.granule;
+      uint64_t end = std::min(words.pages, (at + report.granule + kPage - 1) / kPage);
+      words.SetRange(at / kPage, end - at / kPage);
+    }
+  }
+}
+
+/** start and granule of a report; nullopt with an exception pending. */
+std::optional<Report> ReadReport(const Napi::Value& start, const Napi::Value& granule) {
+  std::optional<uint64_t> first = ReadSize(start, "start");
+  if (!first) return std::nullopt;
+  std::optional<uint64_t> size = ReadSize(granule, "granule");
+  if (!size) return std::nullopt;
+  if (*size < 512 || *size > (uint64_t{1} << 40) || (*size & (*size - 1)) != 0) {
+    ThrowRange(granule.Env(), "granule must be a power of two from 512 to 2^40");
+    return std::nullopt;
+  }
+  return Report{*first, *size};
+}
+
+/** One orFrom. The read is on a thread of its own, the OR on the JS thread, whose the bitmap is. */
+struct OrFromCall {
+  std::shared_ptr<BitmapWords> words;
+  std::unique_ptr<RegionFd> fd;
+  uint64_t offset = 0;
+  uint64_t bits = 0;
+  Report report{};
+  std::unique_ptr<uint8_t[]> bytes;
+  ssize_t got = 0;
+
+  uint64_t length() const { return (bits + 7) / 8; }
+  void Run() {
+    if (length() > 0) got = fd->ReadAt(bytes.get(), length(), offset);
+    // Here, not with the call: that is left behind when the environment has ended, and a device would stay in use.
+    fd.reset();
+  }
+};
+
+Napi::Value StartOrFrom(Napi::Env env, std::shared_ptr<OrFromCall> call, int fd) {
+  call->fd = std::make_unique<RegionFd>(fd);
+  call->bytes.reset(new (std::nothrow) uint8_t[call->length()]);
+  int err = call->bytes == nullptr ? ENOMEM : call->fd->error();
+  if (err != 0) {
+    auto deferred = Deferred::New(env);
+    deferred.Reject(SysErrorValue(env, "pread(dirty bits)", err));
+    return deferred.Promise();
+  }
+  return RunOnThread(
+      env, "dirty bits", {[call] { call->Run(); },
+                          [call](Napi::Env env, const Deferred& deferred) {
+                            bool all = call->got >= 0 && static_cast<uint64_t>(call->got) == call->length();
+                            if (!all) {
+                              return deferred.Reject(SysErrorValue(env, "pread(dirty bits)", call->got < 0 ? -call->got : EIO));
+                            }
+                            uint64_t inside = std::min(call->bits, GranulesInside(*call->words, call->report));
+                            OrReport(*call->words, call->report, call->bytes.get(), inside);
+                            deferred.Resolve(env.Undefined());
+                          }});
+}
+
 class PageBitmap : public Napi::ObjectWrap<PageBitmap> {
  public:
   explicit PageBitmap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -108,6 +206,7 @@ class PageBitmap : public Napi::ObjectWrap<PageBitmap> {
                            InstanceMethod<&PageBitmap::Or>("or"),
                            InstanceMethod<&PageBitmap::CopyFrom>("copyFrom"),
                            InstanceMethod<&PageBitmap::OrBytes>("orBytes"),
+                           InstanceMethod<&PageBitmap::OrFrom>("orFrom"),
                            InstanceMethod<&PageBitmap::Runs>("runs"),
                            InstanceMethod<&PageBitmap::Close>("close"),
                        });
@@ -187,46 +286,41 @@ class PageBitmap : public Napi::ObjectWrap<PageBitmap> {
     if (other && other != bitmap_) memcpy(bitmap_->words, other->words, bitmap_->count * 8);
     return info.Env().Undefined();
   }
-  /** One set bit of a report: every page that its granule touches. false: the granule begins beyond the last page. */
-  bool OrGranule(uint64_t start, uint64_t granule) {
-    uint64_t first = start / kPage;
-    if (first >= bitmap_->pages) return false;
-    uint64_t end = std::min(bitmap_->pages, (start + granule + kPage - 1) / kPage);
-    bitmap_->SetRange(first, end - first);
-    return true;
-  }
   Napi::Value OrBytes(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     if (!Open(env)) return env.Undefined();
-    std::optional<uint64_t> start = ReadSize(info[0], "start");
-    if (!start) return env.Undefined();
+    std::shared_ptr<BitmapWords> words = bitmap_;
+    std::optional<Report> report = ReadReport(info[0], info[2]);
+    if (!report) return env.Undefined();
     std::optional<Bytes> bits = ReadBytes(info[1], "bits");
     if (!bits) return env.Undefined();
-    std::optional<uint64_t> granule = ReadSize(info[2], "granule");
-    if (!granule) return env.Undefined();
-    if (*granule < 512 || *granule > (uint64_t{1} << 40) || (*granule & (*granule - 1)) != 0) {
-      return ThrowRange(env, "granule must be a power of two from 512 to 2^40");
-    }
-    if (*granule == kPage && *start % (kPage * 64) == 0 && *start / kPage + bits->length * 8 <= bitmap_->pages) {
-      uint64_t* into = bitmap_->words + *start / kPage / 64;
-      size_t at = 0;
-      for (; at + 8 <= bits->length; at += 8) {
-        uint64_t word;
-        memcpy(&word, bits->data + at, 8);
-        into[at / 8] |= word;
-      }
-      uint64_t rest = 0;
-      memcpy(&rest, bits->data + at, bits->length - at);
-      if (rest != 0) into[at / 8] |= rest;
-      return env.Undefined();
-    }
-    for (size_t byte = 0; byte < bits->length; byte++) {
-      for (unsigned left = bits->data[byte]; left != 0; left &= left - 1) {
-        uint64_t bit = byte * 8 + static_cast<uint64_t>(__builtin_ctz(left));
-        if (!OrGranule(*start + bit * *granule, *granule)) return ThrowRange(env, "a set bit lies beyond the bitmap");
-      }
+    uint64_t inside = std::min<uint64_t>(bits->length * 8, GranulesInside(*words, *report));
+    OrReport(*words, *report, bits->data, inside);
+    for (uint64_t bit = inside; bit < bits->length * 8; bit++) {
+      if (bits->data[bit / 8] == 0) bit |= 7;
+      else if (((bits->data[bit / 8] >> (bit % 8)) & 1) != 0) return ThrowRange(env, "a set bit lies beyond the bitmap");
     }
     return env.Undefined();
+  }
+  Napi::Value OrFrom(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    if (!Open(env)) return env.Undefined();
+    auto call = std::make_shared<OrFromCall>();
+    call->words = bitmap_;
+    std::optional<int> fd = ReadFd(PropertyOf(info[0], "fd"), "source.fd");
+    if (!fd) return env.Undefined();
+    std::optional<uint64_t> offset = ReadSize(PropertyOf(info[0], "offset"), "source.offset");
+    if (!offset) return env.Undefined();
+    std::optional<uint64_t> bits = ReadSize(PropertyOf(info[0], "bits"), "source.bits");
+    if (!bits) return env.Undefined();
+    std::optional<Report> report = ReadReport(info[1], info[2]);
+    if (!report) return env.Undefined();
+    if (*bits > kMaxReportBits) return ThrowRange(env, "a report has 2^33 bits at most");
+    if (*offset > INT64_MAX - kMaxReportBits) return ThrowRange(env, "source.offset must be below 2^63");
+    call->offset = *offset;
+    call->bits = *bits;
+    call->report = *report;
+    return StartOrFrom(env, std::move(call), *fd);
   }
   Napi::Value Runs(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
@@ -244,7 +338,7 @@ class PageBitmap : public Napi::ObjectWrap<PageBitmap> {
       pairs.push_back(static_cast<double>(at - first));
     }
     Napi::Float64Array runs = Napi::Float64Array::New(env, pairs.size());
-    if (!pairs.empty()) memcpy(runs.Data(), pairs.data(), pairs.size() * sizeof(double));
+    if (!pairs.empty() && !runs.IsEmpty()) memcpy(runs.Data(), pairs.data(), pairs.size() * sizeof(double));
     return runs;
   }
   Napi::Value Close(const Napi::CallbackInfo& info) {

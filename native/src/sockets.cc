@@ -163,7 +163,7 @@ Napi::Value Connect(const Napi::CallbackInfo& info) {
                      {[result, target, timeoutNs] {
                         if (*result == 0) *result = ConnectWithin(target, timeoutNs);
                       },
-                      [result](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                      [result](Napi::Env env, const Deferred& deferred) {
                         if (*result < 0) {
                           deferred.Reject(SysErrorValue(env, "connect", -*result));
                         } else {
@@ -265,7 +265,7 @@ Napi::Value Accept(const Napi::CallbackInfo& info) {
   auto result = std::make_shared<int>(0);
   return RunOnThread(env, "accept",
                      {[listener, result] { *result = AcceptOn(listener->get()); },
-                      [result](Napi::Env env, const Napi::Promise::Deferred& deferred) {
+                      [result](Napi::Env env, const Deferred& deferred) {
                         if (*result < 0) {
                           deferred.Reject(SysErrorValue(env, "accept", -*result));
                         } else {

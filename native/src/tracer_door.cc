@@ -129,7 +129,7 @@ Napi::Value Next(Napi::Env env, const std::shared_ptr<Tracing>& tracing) {
   auto batch = std::make_shared<Batch>();
   return RunOnThread(env, "trace",
                      {[tracing, batch] { batch->calls = tracing->queue.Take(&batch->ended, &batch->status); },
-                      [batch](Napi::Env env, const Napi::Promise::Deferred& deferred) { deferred.Resolve(BatchValue(env, *batch)); }});
+                      [batch](Napi::Env env, const Deferred& deferred) { deferred.Resolve(BatchValue(env, *batch)); }});
 }
 
 int StartThread(const std::shared_ptr<Tracing>& tracing) {

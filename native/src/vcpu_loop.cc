@@ -176,7 +176,7 @@ bool VcpuLoop::AllParked() const {
 Napi::Value VcpuLoop::Pause(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!Open(env)) return env.Undefined();
-  Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
+  Deferred deferred = Deferred::New(env);
   bool first = pauses_.empty();
   pauses_.push_back(deferred);
   if (first) {
@@ -205,9 +205,9 @@ void VcpuLoop::FinishPause() {
   Drain();
   if (closed_) return;
   running_ = false;
-  std::vector<Napi::Promise::Deferred> done = std::move(pauses_);
+  std::vector<Deferred> done = std::move(pauses_);
   pauses_.clear();
-  for (Napi::Promise::Deferred& deferred : done) deferred.Resolve(Env().Undefined());
+  for (Deferred& deferred : done) deferred.Resolve(Env().Undefined());
 }
 
 void VcpuLoop::OnWake() {
@@ -353,7 +353,7 @@ void VcpuLoop::Shut() {
 
 Napi::Value VcpuLoop::Close(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
+  Deferred deferred = Deferred::New(env);
   if (handles_ != nullptr) {
     Shut();
     for (std::unique_ptr<Vcpu>& vcpu : vcpus_) {
@@ -365,9 +365,9 @@ Napi::Value VcpuLoop::Close(const Napi::CallbackInfo& info) {
     }
     vcpus_.clear();  // the fds go with them
     shadows_.clear();
-    std::vector<Napi::Promise::Deferred> waiting = std::move(pauses_);
+    std::vector<Deferred> waiting = std::move(pauses_);
     pauses_.clear();
-    for (Napi::Promise::Deferred& pause : waiting) pause.Reject(SysErrorValue(env, "pause", ECANCELED));
+    for (Deferred& pause : waiting) pause.Reject(SysErrorValue(env, "pause", ECANCELED));
     Unref();
   }
   deferred.Resolve(env.Undefined());

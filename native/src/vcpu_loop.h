@@ -68,7 +68,7 @@ class VcpuLoop : public Napi::ObjectWrap<VcpuLoop> {
   Napi::FunctionReference onFailed_;
   /** By index. */
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
-  std::vector<Napi::Promise::Deferred> pauses_;
+  std::vector<Deferred> pauses_;
   std::map<uint32_t, Napi::Reference<Napi::Uint8Array>> shadows_;
   uint32_t nextRange_ = 1;
   bool running_ = false;

@@ -48,6 +48,7 @@ int64_t MonotonicNs() {
 
 Failure Failure::Sys(std::string syscall, int err) { return {Kind::sys, err, std::move(syscall), true}; }
 Failure Failure::Stream(std::string sentence) { return {Kind::stream, 0, std::move(sentence), true}; }
+Failure Failure::Refused(std::string syscall, int err) { return {Kind::sys, err, std::move(syscall), false}; }
 
 Connection::Connection(int fd) : fd(fd), abort_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   struct stat what;

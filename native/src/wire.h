@@ -24,6 +24,8 @@ struct Failure {
   bool ok() const { return kind == Kind::none; }
   static Failure Sys(std::string syscall, int err);
   static Failure Stream(std::string sentence);
+  /** The stream itself is intact: only this operation fails. */
+  static Failure Refused(std::string syscall, int err);
 };
 
 /** The fd, and the eventfd that stands signalled from Abort() on. */

@@ -29,6 +29,7 @@ const config: MachineConfig = {
   clock: 'stop',
   noReboot: false,
   preallocate: false,
+  dirtyLog: { kind: 'bitmap' },
   debugExit: true,
 };
 

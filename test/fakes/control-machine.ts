@@ -70,7 +70,7 @@ const REPORT: MigrationReport = {
   downtimeMs: 123,
   downtime: { stop: 1, finalRam: 1, deviceData: 1, state: 1, load: 1, resume: 1 },
   bytes: { ram: 1, zeroPages: 1, device: 1, state: 1 },
-  dirty: { kvm: 1, vmm: null, deviceLog: null, container: null },
+  dirty: { kvm: 1, vmm: null, deviceLog: null, region: null, container: null, iommufd: null },
   devices: [],
 };
 

@@ -62,6 +62,35 @@ export class HostTree {
     if (driver !== null) writeFileSync(join(this.paths.dev, 'vfio', String(group)), '');
   }
 
+  /** A mediated device, in a group of its own. */
+  mediated(uuid: string, group: number): void {
+    const path = this.#device(uuid);
+    mkdirSync(join(path, 'vfio-dev/vfio9'), { recursive: true });
+    mkdirSync(join(this.paths.sys, 'bus/mdev/drivers/some_mdev'), { recursive: true });
+    symlinkSync(join(this.paths.sys, 'bus/mdev/drivers/some_mdev'), join(path, 'driver'));
+    const groupPath = join(this.paths.sys, 'kernel/iommu_groups', String(group));
+    mkdirSync(join(groupPath, 'devices'), { recursive: true });
+    symlinkSync(groupPath, join(path, 'iommu_group'));
+    symlinkSync(path, join(groupPath, 'devices', uuid));
+    writeFileSync(join(this.paths.dev, 'vfio', String(group)), '');
+  }
+
+  /** The character device of one that VFIO has, and /dev/iommu. */
+  cdev(bdf: string, name: string): void {
+    mkdirSync(join(this.#device(bdf), 'vfio-dev', name), { recursive: true });
+    mkdirSync(join(this.paths.dev, 'vfio/devices'), { recursive: true });
+    writeFileSync(join(this.paths.dev, 'vfio/devices', name), '');
+    writeFileSync(join(this.paths.dev, 'iommu'), '');
+  }
+
+  /** Which directory of sysfs stands for a character device, by "major:minor". */
+  charDevice(number: string, directory: string): void {
+    mkdirSync(join(this.paths.sys, 'dev/char'), { recursive: true });
+    const path = join(this.paths.sys, directory);
+    mkdirSync(path, { recursive: true });
+    symlinkSync(path, join(this.paths.sys, 'dev/char', number));
+  }
+
   driverOf(bdf: string): string | null {
     const link = join(this.#device(bdf), 'driver');
     return existsSync(link) ? basename(readlinkSync(link)) : null;
@@ -125,6 +154,6 @@ export class HostTree {
   }
 
   #device(bdf: string): string {
-    return join(this.paths.sys, 'bus/pci/devices', bdf);
+    return join(this.paths.sys, bdf.length === 36 ? 'bus/mdev/devices' : 'bus/pci/devices', bdf);
   }
 }

@@ -1,9 +1,12 @@
 // A Channel out of two queues in memory, with GuestRam and PageBitmap to go with it: the tests of migration run both state machines in one
 // process without addon, sockets or threads. Written from native/addon.ts and QEMU's format, not from the C++ channel: an independent oracle.
-import type { Channel, GuestRam, PageBitmap, SentPages } from '../../native/addon.ts';
+import { readSync } from 'node:fs';
+import type { Channel, ChunkPiece, GuestRam, PageBitmap, SentPages } from '../../native/addon.ts';
 import { StreamError, SysError } from '../../native/errno.ts';
+import { bytesOf, fill, lengthOf, totalOf } from './chunk-pieces.ts';
 
 const PAGE = 4096;
+const EIO = 5;
 const ECANCELED = 125;
 const FLAG = { zero: 2n, page: 8n, eos: 16n, continue: 32n };
 
@@ -68,8 +71,17 @@ export class ArrayBitmap implements PageBitmap {
   orBytes(): void {
     throw new Error('no test of migration needs orBytes');
   }
-  async orFrom(): Promise<void> {
-    throw new Error('no test of migration needs orFrom');
+  async orFrom(source: { fd: number; offset: number; bits: number }, start: number, granule: number): Promise<void> {
+    const bytes = new Uint8Array(Math.ceil(source.bits / 8));
+    const got = readSync(source.fd, bytes, 0, bytes.length, source.offset);
+    await turn();
+    if (got !== bytes.length) throw new SysError('pread(dirty bits)', EIO);
+    for (let bit = 0; bit < source.bits; bit += 1) {
+      if (((bytes[bit >> 3]! >> (bit & 7)) & 1) === 0) continue;
+      const from = Math.floor((start + bit * granule) / PAGE);
+      const to = Math.ceil((start + (bit + 1) * granule) / PAGE);
+      this.bits.fill(true, Math.min(from, this.pages), Math.min(to, this.pages));
+    }
   }
   runs(): Float64Array {
     throw new Error('no test of migration needs runs');
@@ -292,11 +304,25 @@ export class MemoryChannel implements Channel {
   async pumpTo(): Promise<never> {
     throw new Error('devices of these tests use take()');
   }
-  async pumpPiecesFrom(): Promise<never> {
-    throw new Error('devices of these tests use put()');
+  /** All pieces are read before the record begins: a refused pread never breaks this channel. */
+  async pumpPiecesFrom(pieces: readonly ChunkPiece[], tag: bigint): Promise<void> {
+    const head = new DataView(new ArrayBuffer(16));
+    head.setBigUint64(0, tag);
+    head.setBigUint64(8, BigInt(totalOf(pieces)));
+    const bytes = Buffer.concat(pieces.map(bytesOf));
+    this.#send(new Uint8Array(head.buffer), true);
+    this.#send(bytes, true);
+    await turn();
   }
-  async pumpPiecesTo(): Promise<never> {
-    throw new Error('devices of these tests use take()');
+  pumpPiecesTo(pieces: readonly ChunkPiece[]): Promise<void> {
+    const total = totalOf(pieces);
+    return this.#next(async () => {
+      let rest = await this.#take(total, true);
+      for (const piece of pieces) {
+        fill(piece, rest.subarray(0, lengthOf(piece)));
+        rest = rest.subarray(lengthOf(piece));
+      }
+    });
   }
 
   async end(): Promise<void> {

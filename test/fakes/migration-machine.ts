@@ -134,11 +134,12 @@ export class DiaryDevice implements Device, Migratable, Stateful {
     this.diary.onStep?.(`${this.id}.loadChunk`);
     this.#received.push(await source.take(length));
   }
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<'validated'> {
     this.#note('loadEnd');
     this.contents = Buffer.concat(this.#received);
     if (this.contents.length !== this.#size) throw new StateError(`${this.contents.length} bytes of ${this.#size}`);
     this.liveState = 'stop';
+    return 'validated';
   }
   async run(): Promise<void> {
     this.#note('run');
@@ -286,7 +287,11 @@ export class DiaryTracker implements DirtyTracker {
       bitmap.set(0, kvm);
     }
     this.#round += 1;
-    return { bitmap, pages: { kvm, vmm: 0, deviceLog: null, container: null, allOfRam: null }, failed: [] };
+    return {
+      bitmap,
+      pages: { kvm, vmm: 0, deviceLog: null, region: null, container: null, iommufd: null, allOfRam: null },
+      failed: [],
+    };
   }
   async stop(): Promise<void> {
     this.#machine.diary.note('dirty.stop');

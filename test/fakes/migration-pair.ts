@@ -37,6 +37,7 @@ export function diaryConfig(deviceIds: readonly string[], pages: number): Machin
     noReboot: false,
     debugExit: false,
     preallocate: false,
+    dirtyLog: { kind: 'bitmap' },
   };
 }
 
@@ -54,6 +55,7 @@ export function receiveHost(deviceIds: readonly string[], change: Partial<Receiv
     memory: null,
     cpus: null,
     preallocate: false,
+    dirtyLog: { kind: 'bitmap' },
     clock: 'stop',
     ...change,
   };

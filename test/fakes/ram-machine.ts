@@ -18,7 +18,15 @@ class FullOnce implements DirtyTracker {
     this.#bitmap.fill();
   }
   async collect(): ReturnType<DirtyTracker['collect']> {
-    const pages = { kvm: null, vmm: null, deviceLog: null, container: null, allOfRam: null };
+    const pages = {
+      kvm: null,
+      vmm: null,
+      deviceLog: null,
+      region: null,
+      container: null,
+      iommufd: null,
+      allOfRam: null,
+    };
     return { bitmap: this.#bitmap!, pages, failed: [] };
   }
   async stop(): Promise<void> {

@@ -112,6 +112,7 @@ export class FakeHost implements DeviceHost {
   readonly claims: Claim[] = [];
   readonly mapped: FakeSlot[] = [];
   readonly warnings: string[] = [];
+  readonly infos: string[] = [];
   readonly groupFds: number[] = [];
   readonly ram: GuestRam;
   readonly memory: DeviceHost['memory'];
@@ -128,7 +129,9 @@ export class FakeHost implements DeviceHost {
 
   readonly log = {
     debug: () => {},
-    info: () => {},
+    info: (_fields: object, message: string) => {
+      this.infos.push(message);
+    },
     warn: (_fields: object, message: string) => {
       this.warnings.push(message);
     },

@@ -2,7 +2,7 @@
 // ioctls byte by byte as linux/vfio.h lays them out. The offsets are written out here, not taken from native/abi.
 import { closeSync, openSync } from 'node:fs';
 import type { KernelDoor } from '../../devices/vfio/kernel-door.ts';
-import type { Patch } from '../../native/addon.ts';
+import type { HostMapping, PageBitmap, Patch } from '../../native/addon.ts';
 import { SysError } from '../../native/errno.ts';
 
 export interface KernelCall {
@@ -36,6 +36,11 @@ export interface FakeMigration {
   /** A data fd comes back although none is due. */
   secondFd: boolean;
   withholdFd: boolean;
+  /** The driver has VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, and whether it was SET. */
+  precopyInfo2: boolean;
+  optedIn: boolean;
+  /** VFIO_PRECOPY_INFO_REINIT, once opted in. */
+  reinit: boolean;
 }
 
 export class FakeVfioKernel implements KernelDoor {
@@ -53,6 +58,8 @@ export class FakeVfioKernel implements KernelDoor {
   /** [index]: the whole answer of VFIO_DEVICE_GET_REGION_INFO. */
   regions: Uint8Array[] = [];
   irqs: { flags: number; count: number }[] = [];
+  /** VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI. */
+  deviceFlags = 3;
   readonly names: string[] = [];
 
   ioctl(name: string, fd: number, _request: number, arg: number | Uint8Array, patches: readonly Patch[] = []): number {
@@ -85,7 +92,7 @@ export class FakeVfioKernel implements KernelDoor {
     if (name === 'VFIO_GROUP_GET_STATUS') view.setUint32(4, this.viable ? 1 : 0, true);
     if (name === 'VFIO_IOMMU_GET_INFO') answerSized(arg, this.iommuInfo);
     if (name === 'VFIO_DEVICE_GET_INFO') {
-      view.setUint32(4, 0x3, true);
+      view.setUint32(4, this.deviceFlags, true);
       view.setUint32(8, this.regions.length, true);
       view.setUint32(12, this.irqs.length, true);
     }
@@ -99,6 +106,8 @@ export class FakeVfioKernel implements KernelDoor {
     if (name === 'VFIO_MIG_GET_PRECOPY_INFO') {
       view.setBigUint64(8, 4096n, true);
       view.setBigUint64(16, 12n, true);
+      // Before the opt-in the flags are whatever the caller had there, or worse.
+      view.setUint32(4, this.migration?.optedIn ? (this.migration.reinit ? 1 : 0) : 0xffff, true);
     }
     if (name === 'VFIO_IOMMU_DIRTY_PAGES(GET)') this.#setDirty(patches);
     return 0;
@@ -123,6 +132,12 @@ export class FakeVfioKernel implements KernelDoor {
     }
     const migration = this.migration;
     if (migration === null) throw new SysError(name, ENOTTY);
+    if (probe) return;
+    if (feature === 12) {
+      if (!migration.precopyInfo2) throw new SysError(name, ENOTTY);
+      if (!probe) migration.optedIn = true;
+      return;
+    }
     if (feature === 1) view.setBigUint64(8, migration.flags, true);
     if (feature === 9) {
       if (migration.dataSize === null) throw new SysError(name, ENOTTY);
@@ -156,7 +171,7 @@ export class FakeVfioKernel implements KernelDoor {
     for (const page of this.dirty) if (page < patch.pages) patch.bitmap.set(patch.firstPage + page, 1);
   }
 
-  mapFd(): never {
+  mapFd(_fd: number, _offset: number, _size: number, _writable: boolean): HostMapping {
     throw new SysError('mmap', EINVAL);
   }
   pread(_fd: number, _offset: bigint | number, into: Uint8Array): number {
@@ -176,7 +191,7 @@ export class FakeVfioKernel implements KernelDoor {
     this.closed.push(fd);
     closeSync(fd);
   }
-  createBitmap(): never {
+  createBitmap(_pages: number): PageBitmap {
     throw new Error('not here');
   }
   eventFd(): number {
@@ -223,24 +238,34 @@ export function type1Info(ranges: readonly { start: bigint; end: bigint }[], dir
   return bytes;
 }
 
-/** struct vfio_region_info, with a sparse mmap capability when `areas` is given. */
+/** struct vfio_region_info, with a sparse mmap capability when `areas` is given and a type capability when `type` is. */
 export function regionInfo(
   index: number,
   size: bigint,
   flags: number,
   areas: readonly [bigint, bigint][] = [],
+  type: readonly [number, number] | null = null,
 ): Uint8Array {
-  const bytes = new Uint8Array(32 + (areas.length > 0 ? 16 + areas.length * 16 : 0));
+  const typeAt = 32 + (areas.length > 0 ? 16 + areas.length * 16 : 0);
+  const bytes = new Uint8Array(typeAt + (type === null ? 0 : 16));
   const view = new DataView(bytes.buffer);
   view.setUint32(0, bytes.length, true);
-  view.setUint32(4, flags | (areas.length > 0 ? 8 : 0), true);
+  view.setUint32(4, flags | (bytes.length > 32 ? 8 : 0), true);
   view.setUint32(8, index, true);
   view.setBigUint64(16, size, true);
   view.setBigUint64(24, BigInt(index) << 40n, true);
+  if (type !== null) {
+    view.setUint32(12, typeAt, true);
+    view.setUint16(typeAt, 2, true);
+    view.setUint16(typeAt + 2, 1, true);
+    view.setUint32(typeAt + 8, type[0], true);
+    view.setUint32(typeAt + 12, type[1], true);
+  }
   if (areas.length === 0) return bytes;
   view.setUint32(12, 32, true);
   view.setUint16(32, 1, true);
   view.setUint16(34, 1, true);
+  if (type !== null) view.setUint32(36, typeAt, true);
   view.setUint32(40, areas.length, true);
   areas.forEach(([offset, length], i) => {
     view.setBigUint64(48 + i * 16, offset, true);
@@ -258,5 +283,8 @@ export function migratable(): FakeMigration {
     hold: null,
     secondFd: false,
     withholdFd: false,
+    precopyInfo2: false,
+    optedIn: false,
+    reinit: false,
   };
 }

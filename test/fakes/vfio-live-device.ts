@@ -16,7 +16,13 @@ export function vfioDevice(id: string, fake: FakeVfio, deviceCount: number): Dev
     reset: () => fake.reset(),
     rearm: () => void fake.calls.push('rearm'),
   };
-  const policy = { fixedDowntimeMs: 5, stopCopySize: null, disabled: false, deviceCount: () => deviceCount };
+  const policy = {
+    fixedDowntimeMs: 5,
+    stopCopySize: null,
+    disabled: false,
+    requireValidated: false,
+    deviceCount: () => deviceCount,
+  };
   return {
     id,
     type: 'diary',

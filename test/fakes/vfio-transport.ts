@@ -13,6 +13,7 @@ import type {
 } from '../../devices/contract.ts';
 import type {
   DmaLogPort,
+  PrecopyInfo,
   VfioInfo,
   VfioIrqs,
   VfioMigrationPort,
@@ -124,7 +125,10 @@ export class FakeVfio implements VfioTransport {
     const regions = options.regions ?? [bar(0, 0x4000, [{ start: 0, length: 0x4000 }])];
     this.info = {
       canReset: options.canReset ?? true,
-      regions: [...regions, { index: 7, size: this.config.length, readable: true, writable: true, areas: [] }],
+      regions: [
+        ...regions,
+        { index: 7, size: this.config.length, readable: true, writable: true, areas: [], type: null },
+      ],
       irqs: options.irqs ?? [irq(0, 1), irq(1, 1), irq(2, 4)],
     };
     for (const region of regions) this.memory.set(region.index, new Uint8Array(region.size));
@@ -244,6 +248,7 @@ function sumOf(bytes: Uint8Array): number {
 
 export class FakePort implements VfioMigrationPort {
   readonly abi = 'fake';
+  readonly dirtyPages = null;
   readonly preCopy: boolean;
   readonly p2p: boolean;
   /** The device's own memory: what a migration must carry. */
@@ -300,9 +305,9 @@ export class FakePort implements VfioMigrationPort {
     return 12 + this.contents.length - this.#read;
   }
 
-  async precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
+  async precopyInfo(): Promise<PrecopyInfo | null> {
     if (this.#state !== 'pre-copy' && this.#state !== 'pre-copy-p2p') return null;
-    return { initial: Math.max(0, this.preCopyBytes - this.#read), dirty: 0 };
+    return { initial: Math.max(0, this.preCopyBytes - this.#read), dirty: 0, reinit: false };
   }
 
   async save(sink: ChunkSink, budget: number): Promise<PumpResult> {
@@ -424,7 +429,7 @@ export class FakeDmaLog implements DmaLogPort {
 }
 
 export function bar(index: number, size: number, areas: readonly GpaRange[]): VfioInfo['regions'][number] {
-  return { index, size, readable: true, writable: true, areas };
+  return { index, size, readable: true, writable: true, areas, type: null };
 }
 
 export function irq(index: number, count: number, noResize = true): VfioInfo['irqs'][number] {

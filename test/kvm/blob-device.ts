@@ -71,11 +71,12 @@ class Blob implements Device, Migratable, Stateful {
   async loadChunk(source: ChunkSource, length: number): Promise<void> {
     this.#received.push(await source.take(length));
   }
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<'validated'> {
     const received = Buffer.concat(this.#received);
     if (received.length !== SIZE) throw new StateError(`${received.length} bytes of ${SIZE}`);
     this.contents = received;
     this.where = 'stopped';
+    return 'validated';
   }
   async run(): Promise<void> {
     this.where = 'running';

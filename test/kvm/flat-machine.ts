@@ -6,7 +6,7 @@ import type { CpuContract, Log, Machine, MachineConfig, MachineEvent, MachineHos
 import { buildForIncoming, buildMachine } from '../../vmm/machine.ts';
 import { buildFlatGuest } from '../guests/build.ts';
 
-export const WAIT_MS = 30_000;
+export const WAIT_MS = 30_000 * Number(process.env['FERRY_TEST_PATIENCE'] ?? 1);
 
 export const quietLog: Log = {
   trace() {},
@@ -25,6 +25,7 @@ export interface FlatOptions {
   readonly memory?: number;
   readonly noReboot?: boolean;
   readonly clock?: 'stop' | 'catch-up';
+  readonly dirtyLog?: MachineConfig['dirtyLog'];
   readonly types?: readonly DeviceType[];
   readonly devices?: MachineConfig['devices'];
 }
@@ -52,6 +53,7 @@ export function flatConfig(guest: string, options: FlatOptions = {}): MachineCon
     clock: options.clock ?? 'stop',
     noReboot: options.noReboot ?? false,
     preallocate: false,
+    dirtyLog: options.dirtyLog ?? { kind: 'bitmap' },
     debugExit: true,
   };
 }

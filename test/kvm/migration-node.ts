@@ -61,6 +61,7 @@ async function receive(uri: string, wanted: Wanted): Promise<void> {
       memory: null,
       cpus: null,
       preallocate: false,
+      dirtyLog: { kind: 'bitmap' },
       clock: 'stop',
       ...wanted,
     }).machine;

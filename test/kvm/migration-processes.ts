@@ -6,7 +6,7 @@ import { createInterface } from 'node:readline';
 import { buildSync } from 'esbuild';
 
 const ROOT = resolve(import.meta.dirname, '../..');
-const WAIT_MS = 40_000;
+const WAIT_MS = 40_000 * Number(process.env['FERRY_TEST_PATIENCE'] ?? 1);
 
 /** The bundled node: TypeScript runs in a child only after esbuild has had it. */
 export function bundleNode(directory: string): string {

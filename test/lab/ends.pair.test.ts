@@ -19,21 +19,9 @@ describe.skipIf(unavailable !== null)('ends and resets of a guest with edu', () 
   });
   afterAll(() => pair?.close());
 
-  /** What a failed test leaves must not have the device when the next one wants it. */
-  const started: Guest[] = [];
-  afterEach(async () => {
-    for (const { process } of started.splice(0)) {
-      process.disconnect();
-      await process.done.catch(() => undefined);
-    }
-  });
-  async function kept(starting: Promise<Guest>): Promise<Guest> {
-    const guest = await starting;
-    started.push(guest);
-    return guest;
-  }
+  afterEach(() => pair.dismiss());
 
-  const boot = (use: string, more = '') => kept(pair.runFlat(0, 'edu', `use=${use} ${more}`, 'ready\n'));
+  const boot = (use: string, more = '') => pair.runFlat(0, 'edu', `use=${use} ${more}`, 'ready\n');
 
   /** What the guest finds of its device when it starts for the nth time. */
   async function found(guest: Guest, pass: number, from: number): Promise<string> {
@@ -74,7 +62,7 @@ describe.skipIf(unavailable !== null)('ends and resets of a guest with edu', () 
   /** Resolves in pre-copy, with seconds of RAM still to send. */
   async function movingSlowly() {
     const guest = await boot('msi', 'fill=12');
-    const there = await kept(pair.receive(1));
+    const there = await pair.receive(1);
     await type(guest, 'd', DMA);
     await type(guest, 's', /^still\r?\n/m);
     const { code, stderr } = await pair.migrate(guest, there, ['--bandwidth', '1000000', '--detach']);
@@ -86,7 +74,7 @@ describe.skipIf(unavailable !== null)('ends and resets of a guest with edu', () 
 
   async function worksAndMoves(guest: Guest): Promise<void> {
     await type(guest, 'd', DMA);
-    const there = await kept(pair.receive(1));
+    const there = await pair.receive(1);
     const { outcome, stderr } = await pair.migrate(guest, there, ['--downtime-limit', '3000']);
     expect(outcome?.status, stderr).toBe('completed');
     await said(there, /^dma /m, 0);
@@ -136,7 +124,7 @@ describe.skipIf(unavailable !== null)('ends and resets of a guest with edu', () 
   });
 
   it('the power button reaches a guest that listens, which powers off: exit code 0', async () => {
-    const guest = await kept(pair.runFlat(0, 'platform', 'mode=button', 'press\n', { devices: [] }));
+    const guest = await pair.runFlat(0, 'platform', 'mode=button', 'press\n', { devices: [] });
     const qmp = await LabQmp.open(pair, guest);
     await qmp.execute('system_powerdown');
     expect((await guest.process.done).code).toBe(0);
@@ -147,7 +135,7 @@ describe.skipIf(unavailable !== null)('ends and resets of a guest with edu', () 
   });
 
   it('Debian: a reboot takes edu along, DMA and INTx work after it; then a panic is exit code 1 and guest-panic', async () => {
-    const guest = await kept(pair.run(0));
+    const guest = await pair.run(0);
     await pair.runsOn(guest, 2);
     const qmp = await LabQmp.open(pair, guest);
     const from = guest.console.text.length;

@@ -12,7 +12,10 @@ export async function said(guest: Guest, answer: RegExp, from: number): Promise<
   try {
     await guest.console.until(String(answer), look, MOVE_LIMIT_MS);
   } catch (error) {
-    throw new Error(`${(error as Error).message}; its console: ${guest.console.text.slice(-1500)}`, { cause: error });
+    const { console, stderr } = guest;
+    throw new Error(`${(error as Error).message}; its console: ${console.text.slice(-1500)}; stderr: ${stderr()}`, {
+      cause: error,
+    });
   }
   if (found === null) throw new Error(`the guest says: ${/^wrong .*/m.exec(guest.console.text)?.[0]}`);
   return found;

@@ -1,7 +1,7 @@
 // Rule (main-job.md, the guest's workload): no interrupt of a passed-through device is lost, doubled or stuck by a move, whatever it was
 // doing: vector pending or masked, INTx asserted and not acknowledged, handler running, or raised between the vCPUs' stop and the device's
 // (edu's DMA is in flight 95% of the time here). test/guests/edu.c counts each one against its cause, and says "wrong" itself.
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { said, type } from './flat-console.ts';
 import { type Guest, Pair, pairUnavailable } from './pair.ts';
 
@@ -17,6 +17,7 @@ describe.skipIf(unavailable !== null)('interrupts of edu across a move', () => {
   beforeAll(async () => {
     pair = await Pair.start();
   });
+  afterEach(() => pair.dismiss());
   afterAll(() => pair?.close());
 
   async function moved(guest: Guest, ...args: string[]): Promise<Guest> {

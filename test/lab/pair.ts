@@ -68,6 +68,7 @@ export class Pair {
   readonly lab: Lab;
   readonly sides: readonly [Side, Side];
   #made = 0;
+  readonly #started: Guest[] = [];
 
   private constructor(lab: Lab, sides: readonly [Side, Side]) {
     this.lab = lab;
@@ -86,6 +87,14 @@ export class Pair {
     } catch (error) {
       await lab.close();
       throw error;
+    }
+  }
+
+  /** Ends what a test has left: a guest that came to grief must not keep the device from the next one. */
+  async dismiss(): Promise<void> {
+    for (const { process } of this.#started.splice(0)) {
+      process.disconnect();
+      await process.done.catch(() => undefined);
     }
   }
 
@@ -178,7 +187,9 @@ export class Pair {
   #start(at: SideIndex, uri: string | null, args: readonly string[]): Guest {
     const control = `unix:/run/guest-${this.#made++}.sock`;
     const started = startGuestProcess(this.sides[at].host, [...args, '--control', control]);
-    return { at, control, uri, ...started };
+    const guest = { at, control, uri, ...started };
+    this.#started.push(guest);
+    return guest;
   }
 }
 

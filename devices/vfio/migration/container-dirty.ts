@@ -1,13 +1,13 @@
-// Dirty sources for devices that log nothing themselves: the container's pages ('container') and, without those, all of RAM.
-// The container's is one per machine, shared by its devices. Driven by the machine's dirty tracker.
-// linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES: for an IOMMU-backed device every mapped page is reported at every query, hence `coarse`.
+// Dirty sources for devices that log nothing themselves: the container's pages ('container'), the dirty bits of iommufd's page tables
+// ('iommufd') and, without those, all of RAM. One for all devices that share them. Driven by the machine's dirty tracker.
+// linux/vfio.h, VFIO_IOMMU_DIRTY_PAGES; linux/iommufd.h, IOMMU_HWPT_GET_DIRTY_BITMAP
 import type { DirtySource, GpaRange, PageBitmap, RamRange } from '../../contract.ts';
 import type { ContainerDirtyPort } from '../transport.ts';
 
 const PAGE = 4096;
 
 export class ContainerDirty implements DirtySource {
-  readonly name = 'container';
+  readonly name: ContainerDirtyPort['kind'];
   readonly coarse: boolean;
   readonly fallback = null;
   readonly #port: ContainerDirtyPort;
@@ -16,11 +16,12 @@ export class ContainerDirty implements DirtySource {
   /** The kernel overwrites it; it is ORed into the round. Null: not started. */
   #scratch: PageBitmap | null = null;
 
-  constructor(port: ContainerDirtyPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, coarse: boolean) {
+  constructor(port: ContainerDirtyPort, ram: readonly RamRange[], newBitmap: () => PageBitmap) {
+    this.name = port.kind;
+    this.coarse = port.coarse;
     this.#port = port;
     this.#ram = ram;
     this.#newBitmap = newBitmap;
-    this.coarse = coarse;
   }
 
   /** Several devices share this source; the tracker starts and stops it once. */

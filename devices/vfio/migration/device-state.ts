@@ -2,7 +2,7 @@
 // where the device has pre-copy, RUNNING_P2P -> STOP_COPY or RUNNING -> STOP_COPY where it has less; RESUMING -> STOP at the other end.
 // Driven by migration/ in the order of its phases.ts; every refusal goes down the ladder of recover.ts. linux/vfio.h
 import { VmmError } from '../../../native/errno.ts';
-import type { ChunkSink, ChunkSource, Migratable } from '../../contract.ts';
+import type { ChunkSink, ChunkSource, LoadVerdict, Migratable } from '../../contract.ts';
 import { backToRunning, orRecover, type Recoverable, transition } from './recover.ts';
 import { quiescedOf } from './states.ts';
 
@@ -18,16 +18,20 @@ export interface LivePolicy {
   readonly stopCopySize: number | null;
   /** enable-migration=off. */
   readonly disabled: boolean;
+  /** A device that cannot be asked whether its state is good before the source lets go is not loaded. */
+  readonly requireValidated: boolean;
   /** How many passed-through devices the machine has; all need P2P states when there are several. */
   deviceCount(): number;
 }
+
+/** Interfaces that draw no arc from RESUMING to STOP: whether a driver has it is found out by trying. */
+const MAY_BE_LATE: ReadonlySet<string> = new Set(['v1', 'v7']);
 
 export class VfioLive implements Migratable {
   readonly #device: Recoverable;
   readonly #policy: LivePolicy;
   #preCopyBytes = 0;
   #stopCopyBytes = 0;
-  #lateValidation = false;
 
   constructor(device: Recoverable, policy: LivePolicy) {
     this.#device = device;
@@ -58,8 +62,10 @@ export class VfioLive implements Migratable {
   }
 
   async pending(): Promise<{ precopyInitial: number; precopy: number; stopCopy: number }> {
-    const { port } = this.#device;
+    const { port, log } = this.#device;
     const info = await port.precopyInfo();
+    // Nothing is kept of what was said before, so there is nothing to forget; the switch-over waits until `initial` is 0 again.
+    if (info?.reinit) log.debug({ initial: info.initial }, 'the driver has a new batch of initial data');
     const initial = info?.initial ?? 0;
     const dirty = info?.dirty ?? 0;
     const size = (await port.stopCopySize()) ?? this.#policy.stopCopySize ?? UNKNOWN_SIZE;
@@ -108,6 +114,20 @@ export class VfioLive implements Migratable {
     this.#preCopyBytes = 0;
     this.#stopCopyBytes = 0;
     await transition(this.#device, 'resuming', 'reset');
+    if (this.#policy.requireValidated && MAY_BE_LATE.has(this.#device.port.abi)) await this.#tryLeaving();
+  }
+
+  /** With nothing loaded: what counts is whether the way exists. A driver that fails on this has judged, which is what was asked. */
+  async #tryLeaving(): Promise<void> {
+    const found = await this.#device.port.finishLoad().catch(() => null);
+    if (found === 'late') {
+      await backToRunning(this.#device);
+      throw this.#error(
+        'its driver validates device state only when the guest runs here, and require-validated=on forbids that: leave it away, or use a host whose driver goes from RESUMING to STOP',
+      );
+    }
+    if (found === null) await backToRunning(this.#device);
+    await transition(this.#device, 'resuming', 'reset');
   }
 
   async loadChunk(source: ChunkSource, length: number): Promise<void> {
@@ -126,14 +146,9 @@ export class VfioLive implements Migratable {
   }
 
   /** The driver judges what it was given when it leaves RESUMING: this is the real result of the load. */
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<LoadVerdict> {
     const { port } = this.#device;
-    const step = { to: 'stop', go: () => port.finishLoad(), recover: 'reset' } as const;
-    this.#lateValidation = (await orRecover(this.#device, step)) === 'late';
-  }
-
-  get lateValidation(): boolean {
-    return this.#lateValidation;
+    return orRecover(this.#device, { to: 'stop', go: () => port.finishLoad(), recover: 'reset' });
   }
 
   async run(): Promise<void> {
@@ -186,7 +201,7 @@ export class Immovable implements Migratable {
   async loadChunk(): Promise<void> {
     throw this.#refusal();
   }
-  async loadEnd(): Promise<void> {
+  async loadEnd(): Promise<never> {
     throw this.#refusal();
   }
   async run(): Promise<void> {}

@@ -19,13 +19,17 @@ import { SysError, VmmError } from '../../../native/errno.ts';
 import type { ChunkSink, ChunkSource, PumpResult } from '../../contract.ts';
 import { within } from '../deadline.ts';
 import type { KernelDoor } from '../kernel-door.ts';
-import type { VfioMigrationPort, VfioState } from '../transport.ts';
-import { callFeature, FEATURE_DATA, type FeatureDoor, featureArg } from './feature-arg.ts';
+import type { MigrationAbilities, PrecopyInfo, VfioMigrationPort, VfioState } from '../transport.ts';
+import { callFeature, FEATURE_DATA, type FeatureDoor, featureArg, probeFeature } from './feature-arg.ts';
 import { isSaving, opensSession, pathOf, STATE_NUMBERS, stateOf } from './states.ts';
 
 /** Drivers may talk to slow firmware; the peer's patience (30 s of silence) is the bound that makes sense. */
 export const STATE_DEADLINE_MS = 30_000;
 const QUERY_MS = 10_000;
+/** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 (Linux after 6.14, so not in native/abi): SET only, without data. From then on the flags of struct
+ *  vfio_precopy_info mean something; before, they are what the caller had left there. */
+const PRECOPY_INFO_V2 = 12;
+const PRECOPY_INFO_REINIT = 1;
 
 /** null: the device or this kernel has no migration v2. */
 export function openFeatureV2(door: KernelDoor, fd: number, name: string): FeatureV2 | null {
@@ -41,17 +45,39 @@ export function openFeatureV2(door: KernelDoor, fd: number, name: string): Featu
   const able = {
     preCopy: (flags & BigInt(VFIO_MIGRATION_PRE_COPY)) !== 0n,
     p2p: (flags & BigInt(VFIO_MIGRATION_P2P)) !== 0n,
+    reinit: false,
   };
+  able.reinit = able.preCopy && takesPrecopyInfoV2({ door, fd });
   return new FeatureV2({ door, fd }, name, able, STATE_DEADLINE_MS);
+}
+
+/** Asks the driver to say when a new batch of initial data is due. */
+function takesPrecopyInfoV2(on: FeatureDoor): boolean {
+  if (!probeFeature(on, PRECOPY_INFO_V2, 'set')) return false;
+  const arg = featureArg(PRECOPY_INFO_V2, 'set', 0);
+  try {
+    on.door.ioctl('VFIO_DEVICE_FEATURE(MIG_PRECOPY_INFOv2)', on.fd, VFIO_DEVICE_FEATURE, arg.bytes);
+    return true;
+  } catch (error) {
+    if (error instanceof SysError) return false;
+    throw error;
+  }
+}
+
+export interface V2Abilities extends MigrationAbilities {
+  /** VFIO_PRECOPY_INFO_REINIT may be given. */
+  readonly reinit: boolean;
 }
 
 export class FeatureV2 implements VfioMigrationPort {
   readonly abi = 'v2';
+  readonly dirtyPages = null;
   readonly preCopy: boolean;
   readonly p2p: boolean;
   readonly #on: FeatureDoor;
   readonly #name: string;
   readonly #deadlineMs: number;
+  readonly #reinit: boolean;
   #state: VfioState = 'running';
   #dataFd: number | null = null;
   /** A SET that outlived its deadline: the kernel would make the next one wait for it anyway. */
@@ -59,11 +85,12 @@ export class FeatureV2 implements VfioMigrationPort {
   /** The driver has no VFIO_DEVICE_FEATURE_MIG_DATA_SIZE (Linux before 6.2). */
   #noDataSize = false;
 
-  constructor(on: FeatureDoor, name: string, able: { preCopy: boolean; p2p: boolean }, deadlineMs: number) {
+  constructor(on: FeatureDoor, name: string, able: V2Abilities, deadlineMs: number) {
     this.#on = on;
     this.#name = name;
     this.preCopy = able.preCopy;
     this.p2p = able.p2p;
+    this.#reinit = able.reinit;
     this.#deadlineMs = deadlineMs;
   }
 
@@ -116,7 +143,7 @@ export class FeatureV2 implements VfioMigrationPort {
     return Number(arg.view.getBigUint64(FEATURE_DATA + vfio_device_feature_mig_data_size.stop_copy_length, true));
   }
 
-  async precopyInfo(): Promise<{ initial: number; dirty: number } | null> {
+  async precopyInfo(): Promise<PrecopyInfo | null> {
     const fd = this.#dataFd;
     if (fd === null || (this.#state !== 'pre-copy' && this.#state !== 'pre-copy-p2p')) return null;
     const arg = new Uint8Array(vfio_precopy_info.size);
@@ -134,6 +161,7 @@ export class FeatureV2 implements VfioMigrationPort {
     return {
       initial: Number(view.getBigUint64(vfio_precopy_info.initial_bytes, true)),
       dirty: Number(view.getBigUint64(vfio_precopy_info.dirty_bytes, true)),
+      reinit: this.#reinit && (view.getUint32(vfio_precopy_info.flags, true) & PRECOPY_INFO_REINIT) !== 0,
     };
   }
 

@@ -78,5 +78,7 @@ export const FEATURES: readonly Feature[] = [
     pointers: [REPORT_BITMAP],
   }),
   row('MIG_DATA_SIZE', vfio.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, DATA_SIZE),
+  // Linux after 6.14, so not in native/abi. feature-v2.ts
+  row('MIG_PRECOPY_INFOv2', 12, null),
   row('BUS_MASTER', vfio.VFIO_DEVICE_FEATURE_BUS_MASTER, BUS_MASTER, { given: ['op'], key: ['op'] }),
 ];

@@ -14,17 +14,18 @@ export class ReplayHost {
     const root = mkdtempSync(join(tmpdir(), 'ferry-replay-'));
     this.#root = root;
     this.paths = { sys: join(root, 'sys'), dev: join(root, 'dev'), proc: '/proc', run: join(root, 'run') };
-    for (const device of trace.devices) this.#device(device, wasBound(trace, device));
+    for (const device of trace.devices) this.#device(device);
     const files = new Set(trace.calls.map(({ call }) => call.on));
     if (files.has('container')) this.#file(join(this.paths.dev, 'vfio/vfio'), '');
-    if (files.has('iommufd')) this.#file(join(this.paths.dev, 'iommu'), '');
+    if (files.has('iommufd') || trace.devices.some(({ iommufd }) => iommufd))
+      this.#file(join(this.paths.dev, 'iommu'), '');
     for (const on of files) {
       const group = /^group ((?:noiommu-)?\d+)$/.exec(on)?.[1];
       if (group !== undefined) this.#file(join(this.paths.dev, 'vfio', group), '');
     }
   }
 
-  #device(device: TracedDevice, byCdev: boolean): void {
+  #device(device: TracedDevice): void {
     const { sys, dev } = this.paths;
     const path = join(sys, 'bus/pci/devices', device.bdf);
     mkdirSync(path, { recursive: true });
@@ -35,7 +36,7 @@ export class ReplayHost {
     this.#file(join(path, 'driver_override'), `${device.driverOverride ?? '(null)'}\n`);
     if (device.driver !== null) this.#link(join(sys, 'bus/pci/drivers', device.driver), join(path, 'driver'));
     if (device.isVfio) mkdirSync(join(path, 'vfio-dev', device.cdev ?? ''), { recursive: true });
-    if (device.cdev !== null && byCdev) {
+    if (device.cdev !== null) {
       this.#link(path, join(sys, 'class/vfio-dev', device.cdev, 'device'));
       this.#file(join(dev, 'vfio/devices', device.cdev), '');
     }
@@ -43,6 +44,15 @@ export class ReplayHost {
     const group = join(sys, 'kernel/iommu_groups', String(device.group));
     this.#link(group, join(path, 'iommu_group'));
     this.#link(path, join(group, 'devices', device.bdf));
+  }
+
+  /** What client code says of this host's files, as it would say it of the host's own. */
+  outside<T>(result: T): T {
+    const own = `${this.#root}/`;
+    if (typeof result === 'string') return result.replaceAll(own, '/') as T;
+    if (Array.isArray(result)) return result.map((each: unknown) => this.outside(each)) as T;
+    if (typeof result !== 'object' || result === null) return result;
+    return Object.fromEntries(Object.entries(result).map(([name, value]) => [name, this.outside(value)])) as T;
   }
 
   #file(path: string, text: string): void {
@@ -59,9 +69,4 @@ export class ReplayHost {
   close(): void {
     rmSync(this.#root, { recursive: true });
   }
-}
-
-/** Opened through its cdev: only then may the client find one. */
-function wasBound(trace: Trace, device: TracedDevice): boolean {
-  return trace.calls.some(({ call }) => call.on === `device ${device.bdf}` && call.what === 'VFIO_DEVICE_BIND_IOMMUFD');
 }

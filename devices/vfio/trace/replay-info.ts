@@ -18,11 +18,11 @@ export async function replayInfo(input: ReplayInput): Promise<DeviceOffer[]> {
     throw new VmmError('replay', `${file}: no device was opened in this trace, so there is nothing to replay`);
   }
   const host = new ReplayHost(trace);
-  const door = new ReplayDoor({ trace, file, paths: host.paths, native, only: null });
+  const door = new ReplayDoor({ trace, file, paths: host.paths, native, only: null, optional: null });
   try {
     const offers: DeviceOffer[] = [];
     for (const { bdf } of trace.devices) offers.push(await answered(door, probeDevice(door, host.paths, bdf)));
-    return offers;
+    return host.outside(offers);
   } catch (error) {
     if (error !== door.mismatch || isOfInfo(trace.header.program)) throw error;
     const program = trace.header.program.slice(0, 3).join(' ');

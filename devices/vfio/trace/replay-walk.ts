@@ -20,11 +20,15 @@ export interface WalkStep {
   readonly ok: boolean;
 }
 
-const FEATURE =
-  /^VFIO_DEVICE_FEATURE\(((?:PROBE )?(?:GET |SET )?)(MIGRATION|MIG_DEVICE_STATE|MIG_DATA_SIZE)\b(?: device_state=(\w+))?/;
+const FEATURE = /^VFIO_DEVICE_FEATURE\((GET |SET )(MIGRATION|MIG_DEVICE_STATE|MIG_DATA_SIZE)\b(?: device_state=(\w+))?/;
+
+/** Asked for by Ferry when it opens the device; programs older than Linux 6.15 do not. */
+function isVersion2(what: string): boolean {
+  return what.includes('MIG_PRECOPY_INFOv2');
+}
 
 function isMigration(call: CallLine): boolean {
-  return call.on.startsWith('data ') || FEATURE.test(call.what);
+  return call.on.startsWith('data ') || FEATURE.test(call.what) || isVersion2(call.what);
 }
 
 export function hasWalk(calls: readonly NumberedCall[]): boolean {
@@ -33,7 +37,7 @@ export function hasWalk(calls: readonly NumberedCall[]): boolean {
 
 export async function replayWalk(input: ReplayInput): Promise<WalkStep[]> {
   const host = new ReplayHost(input.trace);
-  const door = new ReplayDoor({ ...input, paths: host.paths, only: isMigration });
+  const door = new ReplayDoor({ ...input, paths: host.paths, only: isMigration, optional: isVersion2 });
   try {
     const walk = new Walk(door);
     for (let next = door.peek(); next !== null && door.mismatch === null; next = door.peek()) {
@@ -99,7 +103,7 @@ class Walk {
     const known = this.#ports.get(device);
     if (known !== undefined) return known;
     const fd = this.#door.adopt({ kind: 'device', on: `device ${device}` });
-    const able = { preCopy: true, p2p: true };
+    const able = { preCopy: true, p2p: true, reinit: false };
     const port = new FeatureV2({ door: this.#door, fd }, device, able, STATE_DEADLINE_MS);
     this.#ports.set(device, port);
     return port;

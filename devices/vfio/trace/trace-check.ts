@@ -41,6 +41,7 @@ const DEVICE = {
   isVfio: isFlag,
   group: or(isNull, isNumber),
   cdev: or(isNull, isName),
+  iommufd: isFlag,
 };
 
 const CALL = {

@@ -28,6 +28,8 @@ export interface TraceHeader {
 export interface TracedDevice extends HostPciDevice {
   /** Its name under /dev/vfio/devices; null: this kernel has none. */
   readonly cdev: string | null;
+  /** The host had /dev/iommu. */
+  readonly iommufd: boolean;
 }
 
 export interface DeviceLine {

@@ -1,9 +1,10 @@
 // What the fds of a trace are: a kind, which decides what an ioctl number means, and a word that stays the same for as long as the file lives.
 // Used by tracing-door.ts (through /proc/self/fd) and foreign.ts (paths come from the tracer).
-import { readdirSync, readlinkSync } from 'node:fs';
+import { existsSync, readlinkSync } from 'node:fs';
 import { constants } from 'node:os';
 import { basename, join } from 'node:path';
-import { pciPath, readHostPci } from '../host-pci.ts';
+import { cdevOf } from '../cdev-path.ts';
+import { readHostPci } from '../host-pci.ts';
 import type { HostPaths } from '../kernel-door.ts';
 import type { FdKind } from './request.ts';
 import type { TracedDevice } from './trace-file.ts';
@@ -41,18 +42,17 @@ function addressOfCdev(paths: HostPaths, name: string): string {
 /** What sysfs says of a device; null: it is not a PCI device, or is gone. */
 export function describeDevice(paths: HostPaths, bdf: string): TracedDevice | null {
   try {
-    return { ...readHostPci(paths, bdf), cdev: cdevOf(paths, bdf) };
+    const cdev = cdevName(paths, bdf);
+    return { ...readHostPci(paths, bdf), cdev, iommufd: existsSync(join(paths.dev, 'iommu')) };
   } catch {
     return null;
   }
 }
 
-function cdevOf(paths: HostPaths, bdf: string): string | null {
-  try {
-    return readdirSync(join(pciPath(paths, bdf), 'vfio-dev'))[0] ?? null;
-  } catch {
-    return null;
-  }
+/** Only where it can be opened too. */
+function cdevName(paths: HostPaths, bdf: string): string | null {
+  const path = cdevOf(paths, bdf);
+  return path === null ? null : basename(path);
 }
 
 /** The kind of a file that the trace calls `on`. */

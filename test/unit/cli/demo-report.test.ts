@@ -18,14 +18,14 @@ const GOOD: DemoReport = {
     maxGapMs: 60,
   },
   device: { bdf: '0000:00:11.0', driver: 'd', abi: 'v2', flags: [], preCopyBytes: 10, stopCopyBytes: 4200 },
-  dirty: { kvm: 5, vmm: 0, deviceLog: 3, container: null },
+  dirty: { kvm: 5, vmm: 0, deviceLog: 3, region: null, container: null, iommufd: null },
   migration: {
     rounds: [1, 2].map((n) => ({
       n,
       ms: 1,
       sentPages: 1,
       zeroPages: 0,
-      dirty: { kvm: 1, vmm: 0, deviceLog: 0, container: null },
+      dirty: { kvm: 1, vmm: 0, deviceLog: 0, region: null, container: null, iommufd: null },
       ended: 'x',
     })),
     totalMs: 2000,
@@ -48,7 +48,7 @@ describe('demoFaults', () => {
     ["KVM's log", { ...GOOD, dirty: { ...GOOD.dirty, kvm: 0 } }, true],
     ["device's log", { ...GOOD, dirty: { ...GOOD.dirty, deviceLog: 0 } }, true],
     ["device's log", GOOD, false],
-    ["container's", { ...GOOD, dirty: { ...GOOD.dirty, deviceLog: null, container: 0 } }, false],
+    ["container's", { ...GOOD, dirty: { ...GOOD.dirty, deviceLog: null, region: null, container: 0 } }, false],
     ['one round', { ...GOOD, migration: { ...GOOD.migration, rounds: GOOD.migration.rounds.slice(1) } }, true],
     [
       'add up',

@@ -48,7 +48,10 @@ describe('ferry vfio info', () => {
       'container: VFIO_IOMMU_GET_INFO = 0',
       'container: VFIO_IOMMU_GET_INFO = 0',
       expect.stringMatching(/^group 4: VFIO_GROUP_GET_DEVICE_FD\(0000:65:00.0\) = \d+$/),
+      'device 0000:65:00.0: VFIO_DEVICE_FEATURE(PROBE GET MIGRATION) = 0',
       'device 0000:65:00.0: VFIO_DEVICE_FEATURE(GET MIGRATION) = 0',
+      'device 0000:65:00.0: VFIO_DEVICE_FEATURE(PROBE SET MIG_PRECOPY_INFOv2) = 0',
+      'device 0000:65:00.0: VFIO_DEVICE_FEATURE(SET MIG_PRECOPY_INFOv2) = ENOTTY',
       'device 0000:65:00.0: VFIO_DEVICE_FEATURE(PROBE SET DMA_LOGGING_START) = ENOTTY',
       'device 0000:65:00.0: VFIO_DEVICE_GET_INFO = 0',
       'device 0000:65:00.0: VFIO_DEVICE_GET_REGION_INFO(index=0) = 0',
@@ -59,7 +62,7 @@ describe('ferry vfio info', () => {
       'device 0000:65:00.0: close = 0',
       'group 4: VFIO_GROUP_UNSET_CONTAINER = 0',
     ]);
-    expect(lines.find((line) => 'device' in line)).toEqual({ device: { ...plain.device, cdev: null } });
+    expect(lines.find((line) => 'device' in line)).toEqual({ device: { ...plain.device, cdev: null, iommufd: false } });
     expect(calls().every(({ at, us }) => Number.isInteger(at) && Number.isInteger(us) && us >= 0)).toBe(true);
   });
 });

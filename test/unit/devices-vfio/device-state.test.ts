@@ -42,6 +42,7 @@ function made(options: FakeOptions = {}, devices = 1) {
     fixedDowntimeMs: 300,
     stopCopySize: null,
     disabled: false,
+    requireValidated: false,
     deviceCount: () => devices,
   });
   return { fake, port, live, recoverable };

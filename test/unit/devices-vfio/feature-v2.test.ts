@@ -104,7 +104,7 @@ describe('VFIO migration v2', () => {
 
   it('gives up at its deadline, closes an fd that comes late, and waits for the overdue change before the next', async () => {
     const { kernel, migration } = made();
-    const port = new FeatureV2({ door: kernel, fd: 3 }, BDF, { preCopy: true, p2p: true }, 50);
+    const port = new FeatureV2({ door: kernel, fd: 3 }, BDF, { preCopy: true, p2p: true, reinit: false }, 50);
     let release = () => {};
     migration.hold = new Promise((done) => {
       release = done;
@@ -123,12 +123,28 @@ describe('VFIO migration v2', () => {
     expect(await port.stopCopySize()).toBe(5000);
     expect(await port.precopyInfo()).toBeNull();
     await port.setState('pre-copy');
-    expect(await port.precopyInfo()).toEqual({ initial: 4096, dirty: 12 });
+    expect(await port.precopyInfo()).toEqual({ initial: 4096, dirty: 12, reinit: false });
     kernel.answers.set('VFIO_MIG_GET_PRECOPY_INFO', ENOTTY);
     expect(await port.precopyInfo()).toBeNull();
     migration.dataSize = null;
     expect(await port.stopCopySize()).toBeNull();
     port.endSession();
+  });
+
+  it('opts in to VFIO_PRECOPY_INFO_REINIT where the driver has it, and believes the flags only then', async () => {
+    const kernel = new FakeVfioKernel();
+    kernel.migration = { ...migratable(), precopyInfo2: true, reinit: true };
+    const port = openFeatureV2(kernel, 3, BDF)!;
+    expect(kernel.migration.optedIn).toBe(true);
+    await port.setState('pre-copy');
+    expect(await port.precopyInfo()).toEqual({ initial: 4096, dirty: 12, reinit: true });
+    kernel.migration.reinit = false;
+    expect((await port.precopyInfo())?.reinit).toBe(false);
+    port.endSession();
+    // A device without pre-copy has no use for it.
+    kernel.migration = { ...migratable(), flags: 1n, precopyInfo2: true };
+    openFeatureV2(kernel, 3, BDF);
+    expect(kernel.migration.optedIn).toBe(false);
   });
 
   it('pumps the data fd of its session, and none outside of one', async () => {
@@ -207,8 +223,8 @@ describe("the device's DMA log", () => {
 describe("the container's dirty pages", () => {
   it('are asked mapping by mapping at 4 KiB and ORed in', async () => {
     const kernel = new FakeVfioKernel();
-    const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3));
-    const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap, true);
+    const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3), { coarse: true });
+    const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap);
     await source.start(GPAS);
     kernel.dirty = [1];
     const into = newBitmap();
@@ -238,7 +254,7 @@ describe("the container's dirty pages", () => {
     const kernel = new FakeVfioKernel();
     kernel.iommuInfo = type1Info([{ start: 0n, end: 0xffffn }], false);
     const info = readType1Info(kernel, 3);
-    expect(new Type1Dma(kernel, 3, info).dirty).toBeNull();
+    expect(new Type1Dma(kernel, 3, info, { coarse: true }).dirty).toBeNull();
     expect(info.iovaRanges).toEqual([{ start: 0, length: 0x10000 }]);
   });
 });

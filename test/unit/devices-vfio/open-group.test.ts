@@ -21,7 +21,7 @@ beforeEach(() => {
   tree = new HostTree();
   kernel = new FakeVfioKernel();
   host = new FakeHost(sizedRam(64 * MIB));
-  container = new VfioContainer(kernel, tree.paths, host);
+  container = new VfioContainer({ door: kernel, paths: tree.paths, host, emulated: false });
 });
 afterEach(() => tree.close());
 

@@ -8,7 +8,7 @@ function plan(index: number): HostPlan {
     name: 'host-a',
     index,
     dir: '/labs/x',
-    vmlinux: '/v',
+    kernel: '/v',
     initrd: '/i',
     repo: '/repo',
     cache: '/cache',

@@ -44,8 +44,8 @@ describe('a migration between two machines', () => {
     expect(report.bytes.device).toBe(600_000);
     expect(report.bytes.state).toBeGreaterThan(0);
     expect(report.devices).toEqual([
-      { id: 'dev0', preCopyBytes: 100_000, stopCopyBytes: 200_000 },
-      { id: 'dev1', preCopyBytes: 100_000, stopCopyBytes: 200_000 },
+      { id: 'dev0', preCopyBytes: 100_000, stopCopyBytes: 200_000, lateValidation: false },
+      { id: 'dev1', preCopyBytes: 100_000, stopCopyBytes: 200_000, lateValidation: false },
     ]);
     expect(report.dirty.kvm).toBeGreaterThan(0);
     expect(report.dirty.deviceLog).toBeNull();

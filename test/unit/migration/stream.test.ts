@@ -5,7 +5,7 @@ import { ByteBuilder } from '../../../migration/stream/bytes.ts';
 import { parseConfig } from '../../../migration/stream/config-section.ts';
 import { checkCrc, writeCrc } from '../../../migration/stream/crc-section.ts';
 import { receiveBulk, receiveBulkStart, sendBulk, startBulk } from '../../../migration/stream/device-section.ts';
-import { PING } from '../../../migration/stream/format.ts';
+import { BULK_TAG, PING } from '../../../migration/stream/format.ts';
 import { PACKED_MAX, packState, unpackState } from '../../../migration/stream/packed.ts';
 import { receiveRam, receiveRamStart, sendRam, startRam } from '../../../migration/stream/ram-section.ts';
 import { StreamReader } from '../../../migration/stream/reader.ts';
@@ -110,7 +110,7 @@ describe('the stream is the version-3 stream of QEMU', () => {
     await returns.shut(0);
     expect(Buffer.from(pair.written()).toString('hex')).toBe('00020004000000010001000400000000');
     await returns.refused('no such\ndevice');
-    await returns.report(1.5, 2.25);
+    await returns.report({ loadMs: 1.5, resumeMs: 2.25, late: ['gpu0', 'gpu\u001b1'] });
     await returns.alive();
     const read = [];
     for (let n = 0; n < 5; n += 1) read.push(await readReturn(pair.destination));
@@ -118,7 +118,7 @@ describe('the stream is the version-3 stream of QEMU', () => {
       { kind: 'pong', value: 1 },
       { kind: 'shut', value: 0 },
       { kind: 'refused', reason: 'no such device' },
-      { kind: 'report', loadMs: 1.5, resumeMs: 2.25 },
+      { kind: 'report', loadMs: 1.5, resumeMs: 2.25, late: ['gpu0', 'gpu 1'] },
       { kind: 'alive' },
     ]);
   });
@@ -172,6 +172,38 @@ describe('what was written is read back', () => {
       },
     });
     expect(Buffer.compare(Buffer.concat(got), data)).toBe(0);
+  });
+
+  it('a record is as long as a chunk of its device, up to 1 GiB, and one that nobody wants is read all the same', async () => {
+    const record = async (length: number, target: Parameters<typeof receiveBulk>[2], bytes: number) => {
+      const pair = channelPair();
+      const writer = new StreamWriter(pair.source);
+      const section = await startBulk(writer, 'd');
+      await sendBulk(writer, 'end', section, async () => {
+        await pair.source.write(new ByteBuilder().u64(BULK_TAG.data).u64(BigInt(length)).take());
+        await pair.source.write(new Uint8Array(bytes));
+      });
+      const reader = new StreamReader(pair.destination);
+      const start = await reader.next();
+      if (start.kind !== 'start') throw new Error(start.kind);
+      await receiveBulkStart(reader, start.section);
+      await reader.next();
+      return receiveBulk(reader, start.section, target);
+    };
+    const sizes: number[] = [];
+    const device = {
+      loadChunk: async (source: { take(n: number): Promise<unknown> }, length: number) => {
+        sizes.push(length);
+        await source.take(length);
+      },
+    };
+    const long = 3 * 2 ** 20 + 5;
+    expect(await record(long, device, long)).toBe(long);
+    expect(await record(long, null, long)).toBe(long);
+    expect(sizes).toEqual([long]);
+    await expect(record(2 ** 30 + 1, device, 0)).rejects.toThrow(
+      /a record of 1073741825 bytes .*1073741824 are allowed/,
+    );
   });
 
   it('a device that leaves part of a record unread is refused', async () => {

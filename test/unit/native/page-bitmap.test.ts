@@ -1,6 +1,11 @@
 // The page bitmap against an oracle in plain JS: a Set of page numbers.
-import { describe, expect, it } from 'vitest';
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
 import { kvmNode, type PageBitmap } from '../../../native/addon.ts';
+import { SysError } from '../../../native/errno.ts';
+import { ArrayBitmap } from '../../fakes/memory-channel.ts';
 
 const kvm = kvmNode();
 
@@ -112,5 +117,152 @@ describe('PageBitmap', () => {
     bitmap.close();
     expect(() => bitmap.count).toThrow('closed');
     expect(() => bitmap.or(longer)).toThrow('closed');
+  });
+});
+
+describe('orFrom', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'ferry-bitmap-'));
+  afterAll(() => rmSync(dir, { recursive: true }));
+  /** A file that stands for the region: `bits` behind `offset` other bytes. */
+  function region(bits: Uint8Array, offset = 0): number {
+    const path = join(dir, 'region');
+    writeFileSync(path, Buffer.concat([Buffer.alloc(offset, 0xff), bits]));
+    return openSync(path, 'r');
+  }
+
+  it('agrees with an oracle for any granule, start and number of bits; what is outside and the padding are ignored', async () => {
+    const next = random(17);
+    for (let round = 0; round < 120; round++) {
+      const pages = 1 + next(3000);
+      const granule = 512 * 2 ** next(9);
+      const start = next(4) === 0 ? next(pages) * 64 * 4096 : next(64) * granule;
+      const bits = 1 + next(1500);
+      const offset = next(100);
+      const bytes = Uint8Array.from({ length: Math.ceil(bits / 8) }, () => (next(3) === 0 ? 0xff : next(256)));
+      const fd = region(bytes, offset);
+      const [bitmap, fake] = [kvm.createBitmap(pages), new ArrayBitmap(pages)];
+      const oracle = new Set<number>([pages - 1]);
+      bitmap.set(pages - 1, 1);
+      fake.set(pages - 1, 1);
+      for (let bit = 0; bit < bits; bit++) {
+        if (((bytes[bit >> 3]! >> (bit & 7)) & 1) === 0) continue;
+        const at = start + bit * granule;
+        for (let page = Math.floor(at / 4096); page * 4096 < at + granule; page++) if (page < pages) oracle.add(page);
+      }
+      await bitmap.orFrom({ fd, offset, bits }, start, granule);
+      await fake.orFrom({ fd, offset, bits }, start, granule);
+      expect(pagesOf(bitmap)).toEqual(sorted(oracle));
+      expect(fake.bits.flatMap((set, page) => (set ? [page] : []))).toEqual(sorted(oracle));
+      closeSync(fd);
+      bitmap.close();
+    }
+  });
+
+  it('takes reports of no bit, of one, and of more than a MiB of them', async () => {
+    const pages = 9 * 2 ** 20;
+    const bitmap = kvm.createBitmap(pages);
+    const bits = new Uint8Array(pages / 8);
+    for (const page of [0, 8 * 2 ** 20 - 1, 8 * 2 ** 20, pages - 1]) bits[page >> 3]! |= 1 << (page & 7);
+    const fd = region(bits);
+    await bitmap.orFrom({ fd, offset: 0, bits: 0 }, 0, 4096);
+    expect(bitmap.count).toBe(0);
+    await bitmap.orFrom({ fd, offset: 0, bits: 1 }, 4096, 4096);
+    expect(pagesOf(bitmap)).toEqual([1]);
+    await bitmap.orFrom({ fd, offset: 0, bits: pages }, 0, 4096);
+    expect(pagesOf(bitmap)).toEqual([0, 1, 8 * 2 ** 20 - 1, 8 * 2 ** 20, pages - 1]);
+    closeSync(fd);
+    bitmap.close();
+  });
+
+  it('ignores the padding of a report of whole words and a few bits more, of pages', async () => {
+    const bitmap = kvm.createBitmap(300);
+    const fd = region(new Uint8Array(16).fill(0xff));
+    for (const bits of [1, 7, 8, 13, 63, 64, 65, 127]) {
+      bitmap.zero();
+      await bitmap.orFrom({ fd, offset: 0, bits }, 64 * 4096, 4096);
+      expect([...bitmap.runs(0, 9)]).toEqual([64, bits]);
+    }
+    closeSync(fd);
+    bitmap.close();
+  });
+
+  it('ignores a report that begins beyond the bitmap, however far', async () => {
+    const bitmap = kvm.createBitmap(100);
+    const fd = region(new Uint8Array(8).fill(0xff));
+    for (const start of [100 * 4096, 2 ** 50, Number.MAX_SAFE_INTEGER])
+      await bitmap.orFrom({ fd, offset: 0, bits: 64 }, start, 2 ** 40);
+    expect(() => bitmap.orBytes(Number.MAX_SAFE_INTEGER, Uint8Array.of(1), 2 ** 40)).toThrow(RangeError);
+    expect(bitmap.count).toBe(0);
+    await bitmap.orFrom({ fd, offset: 0, bits: 64 }, 99 * 4096, 2 ** 40);
+    expect(pagesOf(bitmap)).toEqual([99]);
+    closeSync(fd);
+    bitmap.close();
+  });
+
+  it('a short read is EIO, a refused one its errno, and nothing of either is in the bitmap', async () => {
+    const bitmap = kvm.createBitmap(100);
+    const fd = region(new Uint8Array(8).fill(0xff));
+    const event = kvm.eventFd();
+    const attempt = (source: { fd: number; offset: number; bits: number }) =>
+      bitmap.orFrom(source, 0, 4096).catch((error: unknown) => error);
+    for (const [source, errno] of [
+      [{ fd, offset: 0, bits: 65 }, 'EIO'],
+      [{ fd, offset: 7, bits: 9 }, 'EIO'],
+      [{ fd, offset: 2 ** 52, bits: 1 }, 'EIO'],
+      [{ fd: event, offset: 0, bits: 1 }, 'ESPIPE'],
+      [{ fd: 99999, offset: 0, bits: 1 }, 'EBADF'],
+    ] as const) {
+      const error = await attempt(source);
+      expect(error).toBeInstanceOf(SysError);
+      expect(String(error)).toContain(`pread(dirty bits): ${errno}`);
+    }
+    expect(bitmap.count).toBe(0);
+    closeSync(fd);
+    kvm.closeFd(event);
+    bitmap.close();
+  });
+
+  it('holds bitmap and fd while it is under way', async () => {
+    for (let round = 0; round < 20; round++) {
+      const bitmap = kvm.createBitmap(2 ** 20);
+      const fd = region(new Uint8Array(2 ** 17).fill(0xff));
+      const pending = bitmap.orFrom({ fd, offset: 0, bits: 2 ** 20 }, 0, 4096);
+      closeSync(fd);
+      bitmap.close();
+      expect(await pending).toBeUndefined();
+      expect(() => bitmap.count).toThrow('closed');
+    }
+  });
+
+  it('refuses arguments of other types and sizes, a closed bitmap, and a getter that throws', () => {
+    const bitmap = kvm.createBitmap(100);
+    const source = { fd: bitmap as unknown as number, offset: 0, bits: 1 };
+    const attempt = (...args: unknown[]) => (bitmap.orFrom as (...args: unknown[]) => unknown).call(bitmap, ...args);
+    for (const wrong of [null, undefined, 'x', {}, [], new Uint8Array(8), source]) {
+      expect(() => attempt(wrong, 0, 4096)).toThrow(TypeError);
+    }
+    const good = { fd: 0, offset: 0, bits: 1 };
+    expect(() => attempt({ ...good, offset: '0' }, 0, 4096)).toThrow(TypeError);
+    expect(() => attempt({ ...good, bits: null }, 0, 4096)).toThrow(TypeError);
+    expect(() => attempt(good, '0', 4096)).toThrow(TypeError);
+    expect(() => attempt(good, 0)).toThrow(TypeError);
+    for (const wrong of [-1, 0.5, 2 ** 53]) {
+      expect(() => attempt({ ...good, fd: wrong }, 0, 4096)).toThrow(RangeError);
+      expect(() => attempt({ ...good, offset: wrong }, 0, 4096)).toThrow(RangeError);
+      expect(() => attempt({ ...good, bits: wrong }, 0, 4096)).toThrow(RangeError);
+      expect(() => attempt(good, wrong, 4096)).toThrow(RangeError);
+    }
+    expect(() => attempt({ ...good, offset: 2n ** 63n - 1n }, 0, 4096)).toThrow(RangeError);
+    expect(() => attempt({ ...good, bits: 2 ** 33 + 1 }, 0, 4096)).toThrow(RangeError);
+    for (const granule of [0, 256, 5000, 2 ** 41]) expect(() => attempt(good, 0, granule)).toThrow(RangeError);
+    const thrower = {
+      ...good,
+      get bits(): number {
+        throw new Error('mine');
+      },
+    };
+    expect(() => attempt(thrower, 0, 4096)).toThrow('mine');
+    bitmap.close();
+    expect(() => attempt(good, 0, 4096)).toThrow('closed');
   });
 });

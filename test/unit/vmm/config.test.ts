@@ -7,7 +7,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import type { DeviceType } from '../../../devices/contract.ts';
 import { createRegistry } from '../../../devices/registry.ts';
 import { VmmError } from '../../../native/errno.ts';
-import { judgeConfig, judgeCpus, judgeMemory, judgeSerial } from '../../../vmm/config.ts';
+import { judgeAccel, judgeConfig, judgeCpus, judgeMemory, judgeSerial } from '../../../vmm/config.ts';
 import { parseDevices } from '../../../vmm/device-syntax.ts';
 import { parseSize, sizeText } from '../../../vmm/size.ts';
 
@@ -99,6 +99,27 @@ describe('--kernel', () => {
   it('an initrd or a command line without a kernel is a mistake', () => {
     expect(refusal(() => judgeConfig({ initrd: 'x' }, registry))).toMatch(/without --kernel/);
     expect(refusal(() => judgeConfig({ append: 'x' }, registry))).toMatch(/without --kernel/);
+  });
+});
+
+describe('--accel', () => {
+  it('is kvm, with the dirty log that is asked for', () => {
+    expect(judgeAccel(undefined)).toEqual({ kind: 'bitmap' });
+    expect(judgeAccel('kvm')).toEqual({ kind: 'bitmap' });
+    expect(judgeAccel('kvm,dirty-ring-size=0')).toEqual({ kind: 'bitmap' });
+    expect(judgeAccel('kvm,dirty-ring-size=4096')).toEqual({ kind: 'ring', ringEntries: 4096 });
+    expect(judgeAccel('kvm,dirty-log=manual')).toEqual({ kind: 'manual' });
+  });
+
+  it.each([
+    ['tcg', 'only kvm is there'],
+    ['kvm,dirty-ring-size=1000', 'a power of two of entries, 1024 to 65536'],
+    ['kvm,dirty-ring-size=131072', 'a power of two of entries, 1024 to 65536'],
+    ['kvm,dirty-ring-size=', 'a power of two of entries'],
+    ['kvm,dirty-log=ring', '"dirty-log=ring" is unknown'],
+    ['kvm,kernel-irqchip=off', '"kernel-irqchip=off" is unknown'],
+  ])('%s is refused in one line', (text, words) => {
+    expect(() => judgeAccel(text)).toThrow(words);
   });
 });
 

@@ -103,7 +103,15 @@ describe('MergingTracker', () => {
     await merged.start(ALL);
     const round = await merged.collect(false);
     expect(round.bitmap.count).toBe(PAGES);
-    expect(round.pages).toEqual({ kvm: 0, vmm: 0, deviceLog: null, container: null, allOfRam: null });
+    expect(round.pages).toEqual({
+      kvm: 0,
+      vmm: 0,
+      deviceLog: null,
+      region: null,
+      container: null,
+      iommufd: null,
+      allOfRam: null,
+    });
   });
 
   it('counts what each source alone returned, overlap and all', async () => {

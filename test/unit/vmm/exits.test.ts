@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Region } from '../../../devices/contract.ts';
 import {
+  KVM_EXIT_DIRTY_RING_FULL,
   KVM_EXIT_FAIL_ENTRY,
   KVM_EXIT_INTERNAL_ERROR,
   KVM_EXIT_INTR,
@@ -39,13 +40,14 @@ function setup() {
   const bus = new Bus({ addFast: () => 1, removeFast: () => {}, drainPosted: () => {} }, []);
   bus.claim({ space: 'pio', base: 0x60, region });
   bus.claim({ space: 'mmio', base: 0x1_0000_1000, region });
-  const exits = new Exits(bus, {
+  const ends = {
     reset: () => void asked.push('reset'),
     shutdown: () => void asked.push('shutdown'),
     crash: () => void asked.push('crash'),
-    internalError: (detail) => void asked.push(detail),
+    internalError: (detail: string) => void asked.push(detail),
     rip: () => 0xffffffff81000000n,
-  });
+  };
+  const exits = new Exits(bus, ends, () => void asked.push('ring full'));
   const page = new ArrayBuffer(0x1000);
   exits.add(3, page);
   const run = new DataView(page);
@@ -86,6 +88,14 @@ describe('port exits', () => {
     expect(log).toEqual([0x100, 0x101, 0x102].map((value) => ['w', 0, 2, value]));
     io(KVM_EXIT_IO_IN, 4, 2);
     expect([run.getUint32(DATA, true), run.getUint32(DATA + 4, true)]).toEqual([0x11111111, 0x22222222]);
+  });
+});
+
+describe('a full dirty ring', () => {
+  it('is emptied, and the vCPU goes on', () => {
+    const { exit, asked } = setup();
+    expect(exit(KVM_EXIT_DIRTY_RING_FULL)).toBe(true);
+    expect(asked).toEqual(['ring full']);
   });
 });
 
