@@ -1,6 +1,6 @@
 // Options that `ferry run` and `ferry receive` share, and the help for devices. Called by both verbs.
 import { createRegistry, type DeviceRegistry } from '../devices/registry.ts';
-import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
+import { HOST_PATHS, type KernelDoor } from '../devices/vfio/kernel-door.ts';
 import { createVfioPciType } from '../devices/vfio/pci-type.ts';
 import { kvmNode } from '../native/addon.ts';
 import { parseObjects } from '../vmm/object-syntax.ts';
@@ -35,6 +35,11 @@ export const SHARED_OPTIONS: OptionTable = {
     help: "kvm[,dirty-ring-size=N][,dirty-log=bitmap|manual]: how written pages are found\nduring a migration: KVM's bitmap (default), the bitmap cleared in pieces,\nor a ring of N pages a vCPU (1024 to 65536)",
   },
   preallocate: { kind: 'flag', value: '', help: 'back all guest RAM before the start' },
+  'vfio-trace': {
+    kind: 'value',
+    value: 'FILE',
+    help: 'write every VFIO and iommufd call into FILE (see ferry vfio trace --help)',
+  },
   'log-level': {
     kind: 'value',
     value: 'LEVEL',
@@ -42,8 +47,21 @@ export const SHARED_OPTIONS: OptionTable = {
   },
 };
 
-export async function openRegistry(plugins: readonly string[], objects: readonly string[]): Promise<DeviceRegistry> {
-  const parts = { door: kvmNode(), paths: HOST_PATHS, objects: parseObjects(objects), open: null };
+/** The kernel as the devices see it; with `trace`, every call is written into that file. Loaded only then: most starts need none of it. */
+export async function openDoor(trace: string | null, program: readonly string[]): Promise<KernelDoor> {
+  if (trace === null) return kvmNode();
+  const { OWN_TRACE_NOTES, TracingDoor } = await import('../devices/vfio/trace/tracing-door.ts');
+  const { TraceWriter } = await import('../devices/vfio/trace/trace-writer.ts');
+  const sink = new TraceWriter(trace, { program, data: false, notes: OWN_TRACE_NOTES });
+  return new TracingDoor(kvmNode(), { sink, paths: HOST_PATHS, data: false });
+}
+
+export async function openRegistry(
+  plugins: readonly string[],
+  objects: readonly string[],
+  door: KernelDoor,
+): Promise<DeviceRegistry> {
+  const parts = { door, paths: HOST_PATHS, objects: parseObjects(objects), open: null };
   const registry = createRegistry([createVfioPciType(parts)]);
   for (const file of plugins) await registry.loadPlugin(file);
   return registry;

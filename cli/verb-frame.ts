@@ -2,7 +2,7 @@
 import type { DeviceRegistry } from '../devices/registry.ts';
 import type { Log } from '../vmm/api.ts';
 import { createLog, parseLevel } from './log.ts';
-import { deviceHelp, openRegistry } from './machine-options.ts';
+import { deviceHelp, openDoor, openRegistry } from './machine-options.ts';
 import { type OptionTable, type Parsed, parseOptions, wantsHelp } from './options.ts';
 
 export interface VerbStart {
@@ -22,7 +22,8 @@ export async function startVerb(
   }
   const parsed = parseOptions(verb.name, verb.options, args);
   const log = createLog(parseLevel(parsed.value('log-level')));
-  const registry = await openRegistry(parsed.list('plugin'), parsed.list('object'));
+  const door = await openDoor(parsed.value('vfio-trace'), ['ferry', verb.name, ...args]);
+  const registry = await openRegistry(parsed.list('plugin'), parsed.list('object'), door);
   const help = deviceHelp(parsed.list('device'), registry);
   if (help !== null) process.stdout.write(help);
   return help === null ? { parsed, log, registry } : null;

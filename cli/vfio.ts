@@ -1,11 +1,11 @@
-// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them. bind and unbind are the only places where Ferry changes
+// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them (trace and replay: vfio-trace.ts). bind and unbind are the only places where Ferry changes
 // a driver binding; what was before is recorded and restored.
 import { bindDevice, DEFAULT_VFIO_DRIVER, unbindDevice, writeSysfs } from '../devices/vfio/bind.ts';
 import type { HostPciDevice } from '../devices/vfio/host-pci.ts';
 import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
 import { type DeviceOffer, type ListedDevice, listDevices, probeDevice } from '../devices/vfio/probe.ts';
-import { kvmNode } from '../native/addon.ts';
 import { VmmError } from '../native/errno.ts';
+import { openDoor } from './machine-options.ts';
 import { type OptionTable, optionHelp, type Parsed, parseOptions, type Verb, wantsHelp } from './options.ts';
 import { bytes } from './report.ts';
 
@@ -16,17 +16,23 @@ const OPTIONS: OptionTable = {
     help: `bind: the VFIO driver to give it to (default ${DEFAULT_VFIO_DRIVER})`,
   },
   json: { kind: 'flag', value: '', help: 'list, info: print JSON on stdout' },
+  'vfio-trace': { kind: 'value', value: 'FILE', help: 'info: write every VFIO call into FILE' },
 };
 
 const HELP = `usage: ferry vfio list [--json]
        ferry vfio info ADDRESS [--json]
        ferry vfio bind ADDRESS [--driver NAME]
        ferry vfio unbind ADDRESS
+       ferry vfio trace [-o FILE] [--data] -- COMMAND...
+       ferry vfio trace --show FILE
+       ferry vfio replay FILE [--json]
 
   list     PCI devices of this host: driver, IOMMU group, and what else is in the group
   info     opens the device (bound to a VFIO driver, and free) and says what it offers for migration
   bind     gives the device to a VFIO driver, so that a guest can have it; the driver it had is recorded under /run/ferry
   unbind   clears driver_override and gives the device back to the driver that it had
+  trace    shows or records every VFIO and iommufd call of a program: ferry vfio trace --help
+  replay   plays a recorded trace back to Ferry's own code, with no device: ferry vfio replay --help
 
   ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0
 
@@ -60,7 +66,7 @@ function iommufdText({ cdev, iommufd, dirtyTracking, note }: DeviceOffer['iommuf
   return `${there}; dirty pages by the IOMMU: ${tracking}`;
 }
 
-function offerText(offer: DeviceOffer): string {
+export function offerText(offer: DeviceOffer): string {
   const lines = [describe(offer.device)];
   for (const region of offer.info.regions.filter(({ size }) => size > 0)) {
     const areas = region.areas.length === 0 ? 'trapped' : `${region.areas.length} mappable area(s)`;
@@ -101,18 +107,22 @@ async function act(parsed: Parsed): Promise<void> {
   if (address === undefined || rest.length > 0 || !['info', 'bind', 'unbind'].includes(action ?? '')) {
     throw new VmmError(
       'usage',
-      'ferry vfio: list, info ADDRESS, bind ADDRESS or unbind ADDRESS is wanted; see ferry vfio --help',
+      'ferry vfio: list, info ADDRESS, bind ADDRESS, unbind ADDRESS, trace or replay FILE is wanted; see ferry vfio --help',
     );
   }
   if (action === 'info') {
-    const offer = await probeDevice(kvmNode(), HOST_PATHS, address);
+    const offer = await probeDevice(
+      await openDoor(parsed.value('vfio-trace'), ['ferry', 'vfio', 'info', address]),
+      HOST_PATHS,
+      address,
+    );
     process.stdout.write(json ? `${JSON.stringify(offer, bigintsAsText)}\n` : offerText(offer));
   } else if (action === 'bind') {
     process.stderr.write(`${describe(bindDevice(host, address, parsed.value('driver') ?? DEFAULT_VFIO_DRIVER))}\n`);
   } else process.stderr.write(`${describe(unbindDevice(host, address))}\n`);
 }
 
-function bigintsAsText(_key: string, value: unknown): unknown {
+export function bigintsAsText(_key: string, value: unknown): unknown {
   return typeof value === 'bigint' ? `0x${value.toString(16)}` : value;
 }
 
@@ -120,6 +130,9 @@ export const vfioVerb: Verb = {
   summary: 'list host devices, bind one for a guest, put it back',
   help: () => HELP,
   async run(args) {
+    // Before the options: what follows belongs to the traced command.
+    if (args[0] === 'trace') return (await import('./vfio-trace.ts')).traceCommand(args.slice(1));
+    if (args[0] === 'replay') return (await import('./vfio-trace.ts')).replayCommand(args.slice(1));
     if (wantsHelp(args)) {
       process.stdout.write(HELP);
       return 0;

@@ -176,6 +176,55 @@ export interface SocketAddress {
   readonly path: string;
 }
 
+/** What `traceProgram` looks for. The tables have one row after the other; 0xffffffff is "any" or, in `makers.at`, the call's result. */
+export interface TraceRules {
+  /** Files of interest, as /proc/PID/fd names them; the first row that fits gives a file's kind, a number of the caller's. */
+  readonly paths: readonly { readonly prefix: string; readonly exact: boolean; readonly kind: number }[];
+  /** Bits 8-15 of the ioctl numbers that matter. */
+  readonly ioctlType: number;
+  /** kind, request, feature, flags that must be set (of the u32 at byte 4), where the pointer is, how long what it points to is (0: u32 at a
+   *  times b; 1: u32 at a; 2: u64 at a; 3: a bit for each of u64 at a / u64 at b), a, b, 1 if it is read after the call. */
+  readonly pointers: Uint32Array;
+  /** kind, request, feature, where the new fd is, its kind. */
+  readonly makers: Uint32Array;
+  /** request, bytes: arguments that do not begin with their own size. */
+  readonly sizes: Uint32Array;
+}
+
+/** One call of a traced program, or 'inherit', 'recvmsg', 'pidfd_getfd' (a file arrived) and 'end' (a process: code, or -signal). */
+export interface TracedCall {
+  readonly call: string;
+  readonly pid: number;
+  readonly tid: number;
+  /** Seconds since the start. */
+  readonly at: number;
+  readonly seconds: number;
+  readonly fd: number;
+  /** The same number for one open file, whatever fds it has. */
+  readonly file: number;
+  readonly kind: number;
+  /** As the kernel returns it: -errno. */
+  readonly result: number;
+  /** false: the thread died in the call. */
+  readonly answered: boolean;
+  readonly path: string;
+  readonly args: readonly bigint[];
+  readonly before: Uint8Array | null;
+  readonly after: Uint8Array | null;
+  readonly payload: Uint8Array;
+  readonly memory: readonly { readonly at: number; readonly when: 'before' | 'after'; readonly bytes: Uint8Array }[];
+  readonly made: { readonly fd: number; readonly file: number; readonly kind: number } | null;
+}
+
+export interface ProgramTracer {
+  readonly pid: number;
+  /** Waits for calls, or for the end of the program and all that it started; `ended` is told alone, and only once. */
+  next(): Promise<{
+    readonly calls: readonly TracedCall[];
+    readonly ended: { readonly code: number | null; readonly signal: number | null } | null;
+  }>;
+}
+
 export interface KvmNode {
   /** ioctl(2) with a number or a struct. Returns its result; throws SysError(name ?? 'ioctl'). The struct is copied back into `arg`. */
   ioctl(name: string, fd: number, request: number, arg: number | Uint8Array, patches?: readonly Patch[]): number;
@@ -230,6 +279,8 @@ export interface KvmNode {
   preadAsync(fd: number, offset: bigint | number, into: Uint8Array): Promise<number>;
   pwriteAsync(fd: number, offset: bigint | number, from: Uint8Array): Promise<number>;
   cpuCount(): number;
+  /** Starts a program under ptrace, with our stdin, stdout and stderr. It dies with this process. Throws SysError of exec, ptrace or seccomp. */
+  traceProgram(command: readonly string[], rules: TraceRules): ProgramTracer;
 }
 
 let loaded: KvmNode | null = null;

@@ -15,7 +15,7 @@ const VARIANTS = {
     flags: ['-fsanitize=address,undefined', '-fno-sanitize-recover=undefined'],
     runtime: 'libasan.so',
     options: (log) => ({
-      // Leaks are not looked for: Node does not free what lives until it ends.
+      // Leaks are not looked for: Node does not free what lives until it ends, and a leak check cannot run in a program that is traced.
       ASAN_OPTIONS: `detect_leaks=0:log_path=${log}`,
       UBSAN_OPTIONS: `print_stacktrace=1:log_path=${log}`,
     }),
@@ -29,7 +29,7 @@ const VARIANTS = {
 /** What has threads, memory or fds in C++. Tests that only compare tables or start compilers would be slow for nothing. */
 const TESTS = [
   ...readdirSync(join(ROOT, 'test/unit/native'))
-    .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-|ioctl|channel|socket).*\.test\.ts$/.test(file))
+    .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-|ioctl|channel|socket|tracer).*\.test\.ts$/.test(file))
     .map((file) => `test/unit/native/${file}`),
   'test/kvm/native-vcpu-loop.test.ts',
 ];

@@ -32,6 +32,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSockets(env, exports);
   InitFdIo(env, exports);
   InitChannel(env, exports);
+  InitTracer(env, exports);
   return exports;
 }
 

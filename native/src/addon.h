@@ -14,5 +14,6 @@ void InitFdWatch(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);
 void InitFdIo(Napi::Env env, Napi::Object exports);
 void InitChannel(Napi::Env env, Napi::Object exports);
+void InitTracer(Napi::Env env, Napi::Object exports);
 
 }  // namespace ferry
