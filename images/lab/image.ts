@@ -33,7 +33,7 @@ export interface ImageSources {
 }
 
 /** Our own drivers, each a folder of images/kmod with a Kbuild. */
-const OWN_MODULES = ['edu-vfio-pci'];
+const OWN_MODULES = ['edu-vfio-pci', 'vfio-bringup'];
 
 /** Loaded at boot. kvm-intel would not load: the lab's CPU is AMD (QEMU emulates SVM only). */
 const STOCK_MODULES = ['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay', 'kvm-amd', 'tun'];
