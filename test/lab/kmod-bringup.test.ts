@@ -1,68 +1,30 @@
 // The rules of vfio-bringup, the VFIO device with no hardware (images/kmod/vfio-bringup/README.md), each by that folder's test/ in a lab
 // host, for every generation of the migration interface. At the end the module has to unload: every data fd, device, thread and page that
 // it gave out must have come back.
-import { execFileSync } from 'node:child_process';
-import { cpSync, mkdirSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { labUnavailable } from '../../lab/packages.ts';
-import { repoRoot } from '../../lab/root.ts';
+import { BringupDevices, compileBringupChecks } from './bringup-devices.ts';
 
 const unavailable = labUnavailable();
 if (unavailable !== null) console.log(`skipped: kmod-bringup: ${unavailable}`);
 
 const TIMEOUT_MS = 120_000; // measured: at most 6 s
-const PARENT = '/sys/class/vfio_bringup/vfio_bringup';
-
-/** Compiles the checks on the outer host into the lab host's /hw, against the lab kernel's vfio.h (Debian's own is too old). */
-function compileChecks(lab: Lab): void {
-  const source = join(repoRoot(), 'images/kmod/vfio-bringup/test');
-  const share = lab.host(0).share;
-  mkdirSync(join(share, 'include/linux'), { recursive: true });
-  cpSync(join(lab.image.uapi, 'linux/vfio.h'), join(share, 'include/linux/vfio.h'));
-  const files = readdirSync(source).filter((each) => each.endsWith('.c'));
-  const flags = ['-O2', '-Wall', '-Wextra', '-Werror', '-D__user=', `-I${join(share, 'include')}`];
-  execFileSync('gcc-12', [...flags, '-o', join(share, 'check'), ...files.map((each) => join(source, each))]);
-}
-
-const uuid = (n: number) => `00000000-0000-4000-8000-00000000000${n}`;
-
 describe.skipIf(unavailable !== null)('vfio-bringup', () => {
   let lab: Lab;
   let host: LabHost;
-  let bootLog: string;
-  let groups: readonly string[] = [];
+  let devices: BringupDevices;
 
-  /** Loads the module anew and makes its devices; the first two are alike. */
-  async function load(count: number, ...parameters: string[]): Promise<void> {
-    await unload();
-    await host.insmod(join(lab.image.modules, 'vfio-bringup.ko'), ...parameters);
-    const made: string[] = [];
-    for (let n = 0; n < count; n++) {
-      await host.run(`echo ${uuid(n)} > ${PARENT}/mdev_supported_types/vfio_bringup-pci/create`);
-      made.push((await host.run(`basename $(readlink /sys/bus/mdev/devices/${uuid(n)}/iommu_group)`)).trim());
-    }
-    groups = made;
-  }
-  /** Fails when anything still holds a device or the module. */
-  async function unload(): Promise<void> {
-    for (const n of groups.keys()) await host.run(`echo 1 > /sys/bus/mdev/devices/${uuid(n)}/remove`);
-    groups = [];
-    await host.run('rmmod vfio_bringup');
-  }
-  async function check(rule: string, ...devices: number[]): Promise<void> {
-    const where = devices.flatMap((n) => [groups[n] ?? '', uuid(n)]);
-    const { stdout, stderr } = await host.exec(['/hw/check', rule, ...where], { timeoutMs: TIMEOUT_MS });
-    expect(`${stdout}${stderr}`.trim().split('\n').at(-1)).toBe(`ok ${rule}`);
-  }
+  const load = (count: number, ...parameters: string[]) => devices.load(count, ...parameters);
+  const check = async (rule: string, ...which: number[]) => expect(await devices.check(rule, which)).toBe(`ok ${rule}`);
 
   beforeAll(async () => {
     lab = await startLab({ devices: [] });
     host = lab.host(0);
-    bootLog = await host.run('dmesg');
-    compileChecks(lab);
+    devices = new BringupDevices(lab);
+    compileBringupChecks(lab);
+    await devices.complaints();
   });
   afterAll(() => lab?.close());
 
@@ -96,12 +58,53 @@ describe.skipIf(unavailable !== null)('vfio-bringup', () => {
     it('other-size: a device with other memory is refused', () => check('other-size', 0, 2), TIMEOUT_MS);
   });
 
+  const regionRules: readonly (readonly [string, string])[] = [
+    ['bc-access', 'a field at another width or place is an error'],
+    ['bc-states', 'every pair of states, bits without a meaning are kept'],
+    ['bc-refusals', 'chunks that are cut, joined, changed, repeated or missing are refused'],
+    ['bc-quiet', 'stopped before the write returns'],
+    ['bc-fail-arc', 'an arc made to fail stays there, or leads into ERROR where there is one'],
+    ['bc-late', 'validation on entering RUNNING only'],
+  ];
+  const moveRules: readonly (readonly [string, string])[] = [
+    ['bc-move', 'pre-copy, stop-and-copy, and the load: equal state, DMA goes on, the interrupt comes'],
+    ['bc-early', 'pre-copy left early loses nothing'],
+  ];
+
+  describe('abi c', () => {
+    beforeAll(() => load(3, 'abi=c', 'section=65536,65536,12288', 'features=0x1f,0x1f,0x2f'));
+
+    it.each(regionRules)('%s: %s', (rule) => check(rule, 0), TIMEOUT_MS);
+    it.each(moveRules)('%s: %s', (rule) => check(rule, 0, 1), TIMEOUT_MS);
+    it('container: type1 sees what it writes', () => check('container', 0), TIMEOUT_MS);
+    it('bc-mapped: the data section by a mapping', () => check('bc-mapped', 0), TIMEOUT_MS);
+    it('bc-split: pieces into a smaller section, where it allows for them', () => check('bc-split', 0, 2), TIMEOUT_MS);
+  });
+
+  describe.each([2, 3])('abi b, region type %i', (type) => {
+    beforeAll(() => load(2, 'abi=b', `region_type=${type}`));
+
+    it.each(regionRules)('%s: %s', (rule) => check(rule, 0), TIMEOUT_MS);
+    it.each(moveRules)('%s: %s', (rule) => check(rule, 0, 1), TIMEOUT_MS);
+    it('b-dirty: precise, in parts, in larger pages', () => check('b-dirty', 0), TIMEOUT_MS);
+  });
+
+  describe('abi a', () => {
+    beforeAll(() => load(2, 'abi=a'));
+
+    it.each([
+      ['a-fields', 'the fields are where they are, each by one access of its size'],
+      ['a-states', 'all twelve arcs; stopped is stopped'],
+      ['a-dirty', 'the bitmap is precise under LOGGING and empty outside'],
+      ['a-refusals', 'damaged data is refused by SET_BUFFER and changes nothing'],
+    ])('%s: %s', (rule) => check(rule, 0), TIMEOUT_MS);
+    it('a-move: a snapshot, then what was written, then the config data', () => check('a-move', 0, 1), TIMEOUT_MS);
+  });
+
   it('gives everything back: the module unloads, and the kernel has complained about nothing', async () => {
-    await unload();
+    await devices.unload();
     expect(await host.run('ls -d /sys/class/vfio_bringup /sys/bus/mdev/devices/* 2>/dev/null || true')).toBe('');
     expect(await host.run("grep -l '^bringup-' /proc/[0-9]*/comm || true")).toBe('');
-    const log = (await host.run('dmesg')).slice(bootLog.length);
-    const complaint = /BUG|WARNING|Oops|Call Trace|DMAR:.*fault|recursive locking/;
-    expect(log.split('\n').filter((line) => complaint.test(line))).toEqual([]);
+    expect(await devices.complaints()).toEqual([]);
   });
 });

@@ -25,7 +25,7 @@ X(D_NOMSG_AT_END, 8, "fd.end", "STOP_COPY ends with ENOMSG instead of 0") \
 X(D_PRE_COPY_EOF, 9, "fd.pre-copy-end", "PRE_COPY without data reads 0 instead of ENOMSG") \
 X(D_FAULT_LOSES, 10, "fd.fault", "a read into an unmapped page loses the bytes") \
 X(D_ODD_READ, 11, "fd.sizes", "reads are cut down to whole words, one of 1 byte to 0") \
-X(D_PREAD, 12, "fd.pread", "pread works on the data fd") \
+X(D_POLL_SILENT, 12, "fd.poll", "poll does not tell of data that has come in PRE_COPY") \
 X(D_INFO_STOPPED, 13, "precopy-info.state", "PRECOPY_INFO succeeds in STOP_COPY") \
 X(D_INITIAL_STAYS, 14, "precopy-info.initial", "initial_bytes never gets to zero") \
 /* abi d: content */ \

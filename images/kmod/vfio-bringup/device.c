@@ -121,8 +121,7 @@ free:
 	return ret;
 }
 
-long bring_ioctl(struct vfio_device *vdev, unsigned int cmd,
-			unsigned long arg)
+long bring_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigned long arg)
 {
 	struct bring_device *dev = bring_of(vdev);
 	void __user *user = (void __user *)arg;
@@ -164,14 +163,14 @@ static ssize_t bring_rw(struct vfio_device *vdev, char __user *buf,
 	return done;
 }
 
-ssize_t bring_read(struct vfio_device *vdev, char __user *buf,
-			  size_t count, loff_t *pos)
+ssize_t bring_read(struct vfio_device *vdev, char __user *buf, size_t count,
+		   loff_t *pos)
 {
 	return bring_rw(vdev, buf, count, pos, false);
 }
 
 ssize_t bring_write(struct vfio_device *vdev, const char __user *buf,
-			   size_t count, loff_t *pos)
+		    size_t count, loff_t *pos)
 {
 	return bring_rw(vdev, (char __user *)buf, count, pos, true);
 }

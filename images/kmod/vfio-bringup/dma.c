@@ -134,7 +134,9 @@ void bring_dma_command(struct bring_device *dev, u32 cmd)
 	if (!cmd)
 		return;
 	r->dma_cmd = cmd;
-	r->dma_done = r->dma_errors = r->dma_pass = 0;
+	r->dma_done = 0;
+	r->dma_errors = 0;
+	r->dma_pass = 0;
 	if (op < BRING_OP_READ || op > BRING_OP_CHECK || !r->dma_len ||
 	    r->dma_iova + r->dma_len - 1 < r->dma_iova)
 		error = DMA_BAD;

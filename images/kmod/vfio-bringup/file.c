@@ -83,7 +83,9 @@ static __poll_t bring_save_poll(struct file *filp, struct poll_table_struct *wai
 		mask = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 	} else {
 		bring_saver_left(file->saver, &initial, &dirty);
-		if (initial || dirty || bring_saver_finished(file->saver))
+		if (bring_saver_finished(file->saver) ||
+		    ((initial || dirty) &&
+		     !bring_bug(file->dev, BUG_D_POLL_SILENT)))
 			mask = EPOLLIN | EPOLLRDNORM;
 	}
 	mutex_unlock(&file->lock);
@@ -229,8 +231,7 @@ struct bring_file *bring_file_open(struct bring_device *dev, bool saving)
 	ret = PTR_ERR_OR_ZERO(file->filp);
 	if (ret)
 		goto free;
-	if (!bring_bug(dev, BUG_D_PREAD))
-		stream_open(file->filp->f_inode, file->filp);
+	stream_open(file->filp->f_inode, file->filp);
 	return file;
 free:
 	bring_file_free(file);

@@ -116,9 +116,9 @@ int bring_take_instance(void)
 int bring_configure(struct bring_device *dev)
 {
 	static const struct bring_abi_ops * const ops[] = {
-		[BRING_A] = NULL,
-		[BRING_B] = NULL,
-		[BRING_C] = NULL,
+		[BRING_A] = &bring_region_a_ops,
+		[BRING_B] = &bring_region_bc_ops,
+		[BRING_C] = &bring_region_bc_ops,
 		[BRING_D] = &bring_v2_ops,
 	};
 	const char *which = bring_param(abi, dev->instance);
@@ -136,7 +136,7 @@ int bring_configure(struct bring_device *dev)
 		return -EINVAL;
 	dev->abi = which[0] - 'a';
 	dev->ops = ops[dev->abi];
-	return dev->ops ? 0 : -EINVAL;
+	return 0;
 }
 
 void bring_put_instance(struct bring_device *dev)

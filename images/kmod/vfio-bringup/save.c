@@ -8,6 +8,7 @@
 #include "stream.h"
 
 #define QUEUE_SIZE	0x10000
+#define PAD_MAX		64
 
 struct bring_saver {
 	struct bring_device *dev;
@@ -75,6 +76,13 @@ static void bring_queue_tail(struct bring_saver *saver)
 	saver->ended = true;
 }
 
+/* Bytes of the PAD that follows IDENTITY; 0: there is none. */
+static u32 bring_pad(struct bring_saver *saver)
+{
+	return bring_odd(saver->dev, ODD_SIZE_CHANGES) ?
+	       1 + saver->dev->sessions % PAD_MAX : 0;
+}
+
 static void bring_queue_begin(struct bring_saver *saver)
 {
 	struct rec_identity identity = {
@@ -82,12 +90,11 @@ static void bring_queue_begin(struct bring_saver *saver)
 		.version = BRING_VERSION,
 		.memory_size = saver->dev->regs.memory_size,
 	};
-	u8 pad[64] = {};
+	u8 pad[PAD_MAX] = {};
 
 	bring_queue(saver, REC_IDENTITY, &identity, sizeof(identity));
-	if (bring_odd(saver->dev, ODD_SIZE_CHANGES))
-		bring_queue(saver, REC_PAD, pad,
-			    1 + saver->dev->sessions % sizeof(pad));
+	if (bring_pad(saver))
+		bring_queue(saver, REC_PAD, pad, bring_pad(saver));
 	saver->initial = saver->len;
 	saver->begun = true;
 }
@@ -98,7 +105,9 @@ static void bring_fill(struct bring_saver *saver)
 	bool quiet = bring_odd(saver->dev, ODD_NO_PRE_COPY_DATA);
 	struct rec_page *page;
 
-	saver->pos = saver->len = saver->initial = 0;
+	saver->pos = 0;
+	saver->len = 0;
+	saver->initial = 0;
 	if (saver->ended)
 		return;
 	page = kmalloc(sizeof(*page), GFP_KERNEL);
@@ -149,7 +158,8 @@ void bring_saver_left(struct bring_saver *saver, u64 *initial, u64 *dirty)
 	mutex_unlock(&dev->hw);
 	*initial = unsent * PAGE_REC;
 	if (!saver->begun)
-		*initial += REC_SIZE(sizeof(struct rec_identity));
+		*initial += REC_SIZE(sizeof(struct rec_identity)) +
+			    (bring_pad(saver) ? REC_SIZE(bring_pad(saver)) : 0);
 	if (saver->initial > saver->pos)
 		*initial += saver->initial - saver->pos;
 	*dirty = (all - unsent) * PAGE_REC + saver->len -

@@ -29,7 +29,7 @@ void work(struct device *d, uint32_t seed)
 
 static const struct rule *find(const char *name)
 {
-	const struct rule *lists[] = { rules_device, rules_d };
+	const struct rule *lists[] = { rules_device, rules_a, rules_b, rules_bc, rules_d };
 
 	for (unsigned int l = 0; l < sizeof(lists) / sizeof(*lists); l++)
 		for (const struct rule *r = lists[l]; r->name; r++)
@@ -47,6 +47,10 @@ int main(int argc, char **argv)
 		die("check RULE GROUP UUID [GROUP UUID]");
 	const struct rule *rule = find(argv[1]);
 
+	/* A rule that failed may have left them. */
+	parameter("fail_arc", "none");
+	parameter("fail_error", "0");
+	parameter("late_validation", "0");
 	device_open(&first, argv[2], argv[3]);
 	if (argc == 6)
 		device_open(&second, argv[4], argv[5]);

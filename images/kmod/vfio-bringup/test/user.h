@@ -18,7 +18,7 @@ enum {
 	IRQ_RAISE = 0x78, IRQ_PENDING = 0x7c, IRQ_COUNT = 0x80, MEMORY = 0x8000,
 	READ = 1, WRITE = 2, FILL = 3, CHECK = 4, IRQ = 0x10, PEER = 0x20, REPEAT = 0x40, BUSY = 1,
 	/* Where the user's memory is in the I/O address space, and how much. */
-	RAM = 0x100000, RAM_SIZE = 1 << 20, PAGE = 4096,
+	RAM = 0x1000000, RAM_SIZE = 1 << 20, PAGE = 4096,
 };
 
 struct device {
