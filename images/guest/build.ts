@@ -4,13 +4,14 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { copyFile, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { VmmError } from '../../native/errno.ts';
 import { cached } from '../cache.ts';
 import { type DebianPackage, downloadPackages, pinnedBy, resolveOrUpdate, unpackDeb } from '../debian-package.ts';
+import { makeModules, relocateHeaders } from '../kmod/build.ts';
 import { type ArchiveFile, newcArchive } from './cpio.ts';
 
 const run = promisify(execFile);
@@ -32,6 +33,7 @@ const METAPACKAGE: Record<GuestVariant, string> = {
 
 /** In the order in which init loads them. pvpanic-mmio (and the core, which 6.1 has built in) tells the machine of a panic. */
 const MODULES = ['uio', 'uio_pci_generic', 'pvpanic', 'pvpanic-mmio'];
+const BRINGUP = 'bringup-guest';
 const BUSYBOX = '/bin/busybox';
 const COMPILE = ['-O2', '-static', '-pthread', '-Wall', '-Wextra', '-Werror'];
 
@@ -50,23 +52,32 @@ function here(): string {
   return join(root, 'images', 'guest');
 }
 
+export interface GuestExtras {
+  /** The guest driver of vfio-bringup too; it is built against the guest kernel's headers (20 MB more to download). */
+  readonly bringup?: boolean;
+}
+
 /** Builds it, or finds it in `cacheDir`. `say` hears what takes long. */
 export async function buildGuest(
   cacheDir: string,
   variant: GuestVariant = 'cloud',
   say: (line: string) => void = () => {},
+  extras: GuestExtras = {},
 ): Promise<GuestImage> {
   const metapackage = METAPACKAGE[variant];
   const kernel = await resolveOrUpdate(metapackage, () => pinnedBy(metapackage, 'linux-image-'), say);
   const release = kernel.name.replace(/^linux-image-/, '');
-  const home = await cached(cacheDir, `guest-${variant}-${await contentKey(kernel)}`, async (dir) => {
+  const name = `guest-${variant}${extras.bringup ? '-bringup' : ''}-${await contentKey(kernel)}`;
+  const home = await cached(cacheDir, name, async (dir) => {
     say(`building the guest: ${kernel.name} ${kernel.version} and the workload`);
     const work = join(dir, 'work');
     const debs = await downloadPackages(work, [kernel], say);
     await unpackDeb(debs.get(kernel.name) ?? '', work);
     await copyFile(join(work, 'boot', `vmlinuz-${release}`), join(dir, 'vmlinuz'));
     const init = await compileWorkload(work);
-    await writeFile(join(dir, 'initrd'), await initrd(init, await readModules(join(work, 'lib', 'modules', release))));
+    const modules = await readModules(join(work, 'lib', 'modules', release));
+    if (extras.bringup) modules.push(await bringupModule(work, kernel, say));
+    await writeFile(join(dir, 'initrd'), await initrd(init, modules));
     await rm(work, { recursive: true });
   });
   return { vmlinuz: join(home, 'vmlinuz'), initrd: join(home, 'initrd'), release };
@@ -95,7 +106,8 @@ async function contentKey(kernel: DebianPackage): Promise<string> {
   const hash = createHash('sha256').update(JSON.stringify([kernel, MODULES, COMPILE]));
   const workload = join(here(), 'workload');
   for (const file of (await readdir(workload)).sort()) hash.update(file).update(await readFile(join(workload, file)));
-  for (const file of ['build.ts', 'cpio.ts']) hash.update(await readFile(join(here(), file)));
+  for (const file of ['build.ts', 'cpio.ts', `${BRINGUP}/Kbuild`, `${BRINGUP}/${BRINGUP}.c`])
+    hash.update(await readFile(join(here(), file)));
   return hash
     .update(await readBusybox())
     .digest('hex')
@@ -114,6 +126,32 @@ async function compileWorkload(work: string): Promise<Uint8Array> {
     });
   }
   return await readFile(out);
+}
+
+/** Debian's names of what modules for a kernel are built with: the series has one kbuild (6.1), or each kernel its own (6.12). */
+function headerPackages({ name, version }: DebianPackage): DebianPackage[] {
+  const base = name.replace(/^linux-image-/, '').replace(/-cloud-amd64$/, '');
+  const series = /^6\.1\.0-/.test(base) ? '6.1' : base;
+  return [name.replace('-image-', '-headers-'), `linux-headers-${base}-common`, `linux-kbuild-${series}`].map(
+    (each) => ({
+      name: each,
+      version,
+    }),
+  );
+}
+
+async function bringupModule(work: string, kernel: DebianPackage, say: (line: string) => void): Promise<ArchiveFile> {
+  const headers = { root: join(work, 'headers'), release: kernel.name.replace(/^linux-image-/, '') };
+  const packages = headerPackages(kernel);
+  const debs = await downloadPackages(join(work, 'header-debs'), packages, say);
+  for (const { name } of packages) await unpackDeb(debs.get(name) ?? '', headers.root);
+  await relocateHeaders(headers);
+  const dir = join(work, BRINGUP);
+  await cp(join(here(), BRINGUP), dir, { recursive: true });
+  await makeModules(headers, dir, []);
+  const built = join(dir, `${BRINGUP}.ko`);
+  await run('strip', ['-g', built]);
+  return { path: `modules/${BRINGUP}.ko`, mode: 0o644, content: await readFile(built) };
 }
 
 /** Modules by name, unpacked; those that this kernel has built in are left out. */

@@ -15,6 +15,8 @@ export interface GuestCounts {
   readonly regErrors: number;
   readonly clockReads: number;
   readonly clockBack: number;
+  /** By vfio-bringup alone. */
+  readonly dmaBytes: number;
 }
 
 export interface GuestVerdict extends GuestCounts {
@@ -42,6 +44,7 @@ const COUNTERS = [
   'regErrors',
   'clockReads',
   'clockBack',
+  'dmaBytes',
 ] as const;
 type Counter = (typeof COUNTERS)[number];
 type Counts = Record<Counter | 'ticks', number>;
@@ -103,7 +106,10 @@ function counterIn(line: string, name: string): number | null {
 }
 
 /** One sentence for each thing that is wrong; empty when the workload is content and was at work on every console. */
-export function faultsOf(verdict: GuestVerdict, wanted: { readonly edu: boolean }): string[] {
+export function faultsOf(
+  verdict: GuestVerdict,
+  wanted: { readonly edu: boolean; readonly bringup?: boolean },
+): string[] {
   const faults: string[] = [];
   if (verdict.ok !== true)
     faults.push(verdict.ok === null ? 'the workload gave no verdict' : 'the workload found errors');
@@ -111,9 +117,9 @@ export function faultsOf(verdict: GuestVerdict, wanted: { readonly edu: boolean 
   for (const name of COUNTERS.filter((c) => /Errors$|Back$/.test(c))) {
     if (verdict[name] > 0) faults.push(`${name} is ${verdict[name]}`);
   }
-  const work: readonly (Counter | 'ticks')[] = wanted.edu
-    ? ['ticks', 'memoryChecks', 'dmaChecks', 'irqs', 'regChecks']
-    : ['ticks', 'memoryChecks'];
+  const work: (Counter | 'ticks')[] = ['ticks', 'memoryChecks'];
+  if (wanted.edu || wanted.bringup) work.push('dmaChecks', 'irqs', 'regChecks');
+  if (wanted.bringup) work.push('dmaBytes');
   for (const [i, counts] of verdict.consoles.entries()) {
     for (const name of work) if (counts[name] === 0) faults.push(`${name} stayed 0 on console ${i + 1}`);
   }

@@ -36,6 +36,7 @@ export interface ImageSources {
 const OWN_MODULES: Readonly<Record<string, readonly string[]>> = {
   // QEMU's edu is given this reach by lab/qemu-command.ts; the driver cannot find out.
   'edu-vfio-pci': ['dma_mask=0xffffffffffffffff'],
+  'vfio-bringup': ['abi=d'],
 };
 
 /** Loaded at boot. kvm-intel would not load: the lab's CPU is AMD (QEMU emulates SVM only). */

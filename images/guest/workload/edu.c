@@ -93,7 +93,7 @@ static int open_all(const char *sys) {
  * Three of them, looked at and written in different places of a turn: wherever the device loses its state, one of them is still to be
  * looked at. A move can come between the look at a register and its next write, and there it would not be missed. */
 
-static void expect_register(const char *name, uint64_t want, uint64_t found) {
+void expect_register(const char *name, uint64_t want, uint64_t found) {
   atomic_fetch_add(&counters.reg_checks, 1);
   if (found == want) return;
   atomic_fetch_add(&counters.reg_errors, 1);

@@ -21,12 +21,13 @@ struct options {
   unsigned nvme_blocks;  /* blocks=: 4 KiB blocks that the NVMe check writes and reads */
   unsigned seed;         /* seed= */
   int edu;               /* edu=0: leave the device alone */
+  int bringup;           /* bringup=1: drive vfio-bringup */
 };
 
 /* Counted by the threads, printed by the ticker alone. */
 struct counters {
   atomic_ulong memory_checks, memory_errors, memory_laps;
-  atomic_ulong dma_checks, dma_errors, dmas;
+  atomic_ulong dma_checks, dma_errors, dmas, dma_bytes;
   atomic_ulong irqs, irq_errors;
   atomic_ulong reg_checks, reg_errors;
   atomic_ulong clock_reads, clock_back;
@@ -56,6 +57,10 @@ void writer_verify_all(void);    /* every page, once, from the ticker's thread *
 void clock_start(void);          /* clock.c: a thread a CPU */
 int edu_start(void);             /* edu.c: 0, or -1 without such a device */
 void edu_verify_ring(void);
+/* A register that has to read as it was left: counted, and said when it does not. */
+void expect_register(const char *name, uint64_t want, uint64_t found);
+int bringup_start(void);         /* bringup.c: 0, or -1 without such a device */
+void bringup_verify_ring(void);
 void nvme_run(void);             /* nvme.c */
 extern atomic_uint writer_pause; /* raised while somebody else verifies */
 #endif

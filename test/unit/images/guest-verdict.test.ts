@@ -20,6 +20,16 @@ describe('verdict over the consoles of a moved guest', () => {
       [4, 15],
     ]);
     expect(faultsOf(verdict, { edu: true })).toEqual([]);
+    expect(faultsOf(verdict, { edu: false, bringup: true })).toEqual([
+      'dmaBytes stayed 0 on console 1',
+      'dmaBytes stayed 0 on console 2',
+    ]);
+    const moved = [
+      source.replace('clockBack=0', 'clockBack=0 dmaBytes=7'),
+      destination.replace(/clockBack=0/, 'clockBack=0 dmaBytes=9'),
+    ];
+    expect(judge(moved).consoles.map(({ dmaBytes }) => dmaBytes)).toEqual([7, 2]);
+    expect(faultsOf(judge(moved), { edu: false, bringup: true })).toEqual([]);
   });
 
   test.each([
