@@ -30,8 +30,8 @@ export class BringupDevices {
   #logged = 0;
 
   /** The module is loaded since the lab host's boot. */
-  constructor(lab: Lab) {
-    this.#host = lab.host(0);
+  constructor(lab: Lab, host = lab.host(0)) {
+    this.#host = host;
     this.#module = join(lab.image.modules, 'vfio-bringup.ko');
   }
 

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { ConsoleLog } from '../../cli/demo-console.ts';
 import type { DemoDevice } from '../../cli/demo-report.ts';
 import { bindEdu, startGuestProcess } from '../../cli/demo-run.ts';
-import { buildGuest } from '../../images/guest/build.ts';
+import { buildGuest, type GuestImage } from '../../images/guest/build.ts';
 import type { RemoteProcess } from '../../lab/client.ts';
 import type { ExecResult, LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
@@ -62,6 +62,8 @@ export interface GuestOptions {
   readonly options?: readonly string[];
   /** Instead of edu. */
   readonly devices?: readonly string[];
+  /** Instead of the image without vfio-bringup's driver. */
+  readonly image?: GuestImage;
 }
 
 export class Pair {
@@ -103,8 +105,8 @@ export class Pair {
   }
 
   /** Boots the workload; resolves at its first tick. `append` goes behind WORKLOAD. */
-  async run(at: SideIndex, append = '', { options = [], devices }: GuestOptions = {}): Promise<Guest> {
-    const image = await buildGuest(cacheRoot());
+  async run(at: SideIndex, append = '', { options = [], devices, image: given }: GuestOptions = {}): Promise<Guest> {
+    const image = given ?? (await buildGuest(cacheRoot()));
     const guest = this.#start(at, null, [
       'run',
       ...['--kernel', image.vmlinuz, '--initrd', image.initrd, '--append', `${WORKLOAD} ${append}`, '--memory', '256M'],
