@@ -1,4 +1,4 @@
-// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them. bind and unbind are the only places where Ferry changes
+// `ferry vfio list|info|bind|unbind|check`: this host's PCI devices as a guest could have them. bind and unbind are the only places where Ferry changes
 // a driver binding; what was before is recorded and restored.
 import { bindDevice, DEFAULT_VFIO_DRIVER, unbindDevice, writeSysfs } from '../devices/vfio/bind.ts';
 import type { HostPciDevice } from '../devices/vfio/host-pci.ts';
@@ -22,10 +22,12 @@ const HELP = `usage: ferry vfio list [--json]
        ferry vfio info ADDRESS [--json]
        ferry vfio bind ADDRESS [--driver NAME]
        ferry vfio unbind ADDRESS
+       ferry vfio check ADDRESS (see ferry vfio check --help)
 
   list     PCI devices of this host: driver, IOMMU group, and what else is in the group
   info     opens the device (bound to a VFIO driver, and free) and says what it offers for migration
   bind     gives the device to a VFIO driver, so that a guest can have it; the driver it had is recorded under /run/ferry
+  check    holds the device's migration driver to what linux/vfio.h says
   unbind   clears driver_override and gives the device back to the driver that it had
 
   ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0
@@ -111,6 +113,9 @@ export const vfioVerb: Verb = {
   summary: 'list host devices, bind one for a guest, put it back',
   help: () => HELP,
   async run(args) {
+    // Options of its own, and much code that the others do not need.
+    if (args[0] === 'check') return (await import('./vfio-check.ts')).checkDevice(args.slice(1));
+    if (args[0] === 'check-child') return (await import('./vfio-check.ts')).checkChild(args.slice(1));
     if (wantsHelp(args)) {
       process.stdout.write(HELP);
       return 0;
