@@ -14,8 +14,8 @@ import { signalWhenParentDies } from '../native/syscalls.ts';
 import { resultRow, rulesText, summaryText, tapText } from './check-report.ts';
 import { type OptionTable, optionHelp, type Parsed, parseOptions, wantsHelp } from './options.ts';
 
-/** One rule: the longest, over many migrations, takes 20 s in a lab host. */
-const RULE_MS = 180_000;
+/** One call: drivers may talk to slow firmware, none for as long as this. */
+const CALL_MS = 60_000;
 const SIGKILL = 9;
 
 const OPTIONS: OptionTable = {
@@ -57,7 +57,7 @@ export async function checkDevice(args: readonly string[]): Promise<number> {
   if (exerciserFile !== null) await loadExerciser(exerciserFile);
   findDevice(HOST_PATHS, deviceText);
   const repeat = { deviceText, exerciserFile, destructive: parsed.flag('destructive') };
-  const children = new RuleChildren({ ...childCommand(repeat), limitMs: RULE_MS, proc: HOST_PATHS.proc });
+  const children = new RuleChildren({ ...childCommand(repeat), limitMs: CALL_MS, proc: HOST_PATHS.proc });
   const rows = !parsed.flag('json') && !parsed.flag('tap');
   try {
     const report = await runCheck(children, rules, repeat, (result) => {

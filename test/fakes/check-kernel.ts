@@ -56,6 +56,7 @@ export class CheckKernel implements CheckDoor {
     });
     this.device.signal = () => {
       if (this.#vector >= 0) this.#addon.eventSignal(this.#vector);
+      return this.#vector >= 0;
     };
     this.place = {
       name: 'fake',
@@ -158,6 +159,7 @@ export class CheckKernel implements CheckDoor {
   #setIrqs(name: string, view: DataView): void {
     if (this.#has('irqs-dead') && this.device.stopped) throw new SysError(name, EIO);
     this.#vector = view.getUint32(16, true) === 0 ? -1 : view.getInt32(20, true);
+    this.device.flush();
   }
 
   #feature(name: string, view: DataView, patches: readonly Patch[]): void {
@@ -173,7 +175,7 @@ export class CheckKernel implements CheckDoor {
   }
 
   #getState(view: DataView): void {
-    view.setUint32(8, this.device.state, true);
+    view.setUint32(8, this.device.stateNow(), true);
     const leaks = this.#has('get-gives-fd') && this.device.session !== null;
     view.setInt32(12, leaks ? this.#number(this.device.session as Session) : -1, true);
   }
@@ -189,13 +191,20 @@ export class CheckKernel implements CheckDoor {
     if (feature !== 7 && this.#has('log-running-only') && device.stopped) throw new SysError(name, EIO);
     if (feature === 7) device.logging = false;
     if (feature === 7) device.logged.clear();
-    if (feature === 6) this.#startLog(name, view);
+    if (feature === 6) this.#startLog(name, view, patches);
     if (feature === 8) this.#report(name, view, patches);
   }
 
-  #startLog(name: string, view: DataView): void {
+  #startLog(name: string, view: DataView, patches: readonly Patch[]): void {
     if (this.device.logging && !this.#has('log-twice')) throw new SysError(name, EBADF);
     if (view.getUint32(16, true) > 64 && this.#has('log-few-ranges')) throw new SysError(name, EINVAL);
+    const patch = patches.find((each) => 'bytes' in each);
+    if (patch === undefined || !('bytes' in patch)) throw new SysError(name, EFAULT);
+    const list = new DataView(patch.bytes.buffer);
+    this.device.logRanges = Array.from({ length: view.getUint32(16, true) }, (_, i) => ({
+      iova: Number(list.getBigUint64(i * 16, true)),
+      length: Number(list.getBigUint64(i * 16 + 8, true)),
+    }));
     this.device.logging = true;
     view.setBigUint64(8, this.#has('log-no-page-size') ? 0n : this.#has('log-64k') ? 65536n : 4096n, true);
   }
@@ -222,6 +231,7 @@ export class CheckKernel implements CheckDoor {
       }
       this.device.logged.delete(page);
     }
+    if (this.#has('log-clears-all')) this.device.logged.clear();
   }
 
   pread(fd: number, offset: bigint | number, into: Uint8Array): number {
@@ -337,7 +347,7 @@ export function fakeExerciser(claims: Exerciser['claims']): Exerciser {
     matches: () => true,
     claims,
     dma: {
-      ms: 10,
+      ms: 30,
       maxBytes: 4096,
       pattern: fakePattern,
       async startWrite(port, iova, length, seed) {
@@ -346,6 +356,7 @@ export function fakeExerciser(claims: Exerciser['claims']): Exerciser {
         set(port, REG.seed, seed);
       },
     },
+    peer: null,
     interrupt: { index: 1, vector: 0, raise: async (port) => set(port, REG.raise, 1) },
     inner: {
       mutate: async (port, seed) => set(port, REG.mutate, seed),

@@ -65,11 +65,13 @@ export class Session {
   }
 
   #queueInner(): void {
-    this.#sent = this.#device.inner.slice();
+    this.#sent =
+      this.#device.has('thin-second') && this.#device.sessions > 1 ? new Uint8Array(64) : this.#device.inner.slice();
     this.#push(record(INNER, this.#sent));
   }
 
   #changed(): boolean {
+    if (this.#device.has('thin-second') && this.#device.sessions > 1) return this.#sent === null;
     return this.#sent === null || Buffer.compare(this.#sent, this.#device.inner) !== 0;
   }
 

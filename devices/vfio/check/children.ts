@@ -22,7 +22,9 @@ export type FromChild =
   | { readonly kind: 'refused'; readonly code: string; readonly message: string; readonly exitCode: number }
   | { readonly kind: 'result'; readonly result: RuleResult }
   /** A mistake of ours. */
-  | { readonly kind: 'failed'; readonly message: string };
+  | { readonly kind: 'failed'; readonly message: string }
+  /** Calls go on ending; at most one a second. */
+  | { readonly kind: 'alive' };
 
 export type Ready = Extract<FromChild, { kind: 'ready' }>;
 
@@ -37,12 +39,14 @@ export type Ended =
 export interface ChildCommand {
   readonly file: string;
   readonly args: readonly string[];
-  /** For one rule, and for opening the device. */
+  /** For one call, and for opening the device. A rule may take longer, as long as its calls end. */
   readonly limitMs: number;
   readonly proc: string;
 }
 
 const KILL_MS = 10_000;
+/** More of them say nothing new, and each costs the whole limit. */
+const MOST_HANGS = 3;
 
 export class RuleChildren {
   readonly #command: ChildCommand;
@@ -50,6 +54,7 @@ export class RuleChildren {
   #ready: Ready | null = null;
   /** A killed child that does not die holds the device. */
   #stuck: string | null = null;
+  #hangs = 0;
 
   constructor(command: ChildCommand) {
     this.#command = command;
@@ -63,6 +68,7 @@ export class RuleChildren {
 
   async run(rule: string): Promise<Ended> {
     if (this.#stuck !== null) return { kind: 'failed', message: this.#stuck };
+    if (this.#hangs >= MOST_HANGS) return { kind: 'failed', message: `${this.#hangs} rules before it never ended` };
     if (this.#child === null) await this.#open();
     const child = this.#child as Child;
     child.write(rule);
@@ -107,6 +113,7 @@ export class RuleChildren {
   async #hung(child: Child): Promise<Ended> {
     const stack = stacksOf(this.#command.proc, child.pid);
     this.#child = null;
+    this.#hangs++;
     child.kill();
     if (!(await child.goneWithin(KILL_MS))) this.#stuck = 'a call that never ended holds the device: reboot this host';
     return { kind: 'hung', stack, ms: this.#command.limitMs };
@@ -159,7 +166,7 @@ class Child {
 
   next(ms: number): Promise<FromChild | 'late' | 'gone'> {
     return new Promise((resolve) => {
-      const timer = setTimeout(() => done('late'), ms);
+      let timer = setTimeout(() => done('late'), ms);
       const done = (what: FromChild | 'late' | 'gone') => {
         this.#wake = null;
         clearTimeout(timer);
@@ -167,7 +174,11 @@ class Child {
       };
       this.#wake = () => {
         const message = this.#messages.shift();
-        if (message !== undefined) done(message);
+        if (message?.kind === 'alive') {
+          clearTimeout(timer);
+          timer = setTimeout(() => done('late'), ms);
+          this.#wake?.();
+        } else if (message !== undefined) done(message);
         else if (this.#gone) done('gone');
       };
       this.#wake();

@@ -11,9 +11,12 @@ const REG = {
   dmaDelay: 0x58,
   dmaCommand: 0x5c,
   dmaStatus: 0x68,
-  irqRaise: 0x78,
+  window: 0x38,
 };
+const WINDOW = 0x8000;
 const FILL = 3;
+const IRQ = 0x10;
+const PEER = 0x20;
 const BUSY = 1;
 const DELAY_US = 60_000;
 const MSI = 1;
@@ -45,45 +48,65 @@ function word(seed: number, index: number): bigint {
   return x ^ (x >> 31n);
 }
 
-const dma: DmaExercise = {
-  ms: 100,
-  maxBytes: 4096,
-  pattern(seed, length) {
-    const view = new DataView(new ArrayBuffer(Math.ceil(length / 8) * 8));
-    for (let at = 0; at < view.byteLength; at += 8) view.setBigUint64(at, word(seed, at / 8), true);
-    return new Uint8Array(view.buffer, 0, length);
-  },
-  async startWrite(port, iova, length, seed) {
-    for (let waited = 0; (Number(read64(port, REG.dmaStatus)) & BUSY) !== 0; waited += 5) {
-      if (waited > 5000) throw new Error('vfio-bringup stays busy');
-      await port.sleep(5);
-    }
-    write64(port, REG.dmaIova, iova);
-    write32(port, REG.dmaLength, length);
-    write32(port, REG.dmaSeed, seed);
-    write32(port, REG.dmaDelay, DELAY_US);
-    write32(port, REG.dmaCommand, FILL);
-  },
-};
+function pattern(seed: number, length: number): Uint8Array {
+  const view = new DataView(new ArrayBuffer(Math.ceil(length / 8) * 8));
+  for (let at = 0; at < view.byteLength; at += 8) view.setBigUint64(at, word(seed, at / 8), true);
+  return new Uint8Array(view.buffer, 0, length);
+}
+
+interface Fill {
+  readonly iova: number;
+  readonly length: number;
+  readonly seed: number;
+  readonly delayUs: number;
+  readonly command: number;
+}
+
+async function fill(port: ExerciserPort, { iova, length, seed, delayUs, command }: Fill): Promise<void> {
+  for (let waited = 0; (Number(read64(port, REG.dmaStatus)) & BUSY) !== 0; waited += 5) {
+    if (waited > 5000) throw new Error('vfio-bringup stays busy');
+    await port.sleep(5);
+  }
+  write64(port, REG.dmaIova, iova);
+  write32(port, REG.dmaLength, length);
+  write32(port, REG.dmaSeed, seed);
+  write32(port, REG.dmaDelay, delayUs);
+  write32(port, REG.dmaCommand, FILL | command);
+}
+
+function dmaBy(command: number): DmaExercise {
+  return {
+    ms: 100,
+    maxBytes: 4096,
+    pattern,
+    startWrite: (port, iova, length, seed) => fill(port, { iova, length, seed, delayUs: DELAY_US, command }),
+  };
+}
 
 export const bringupExerciser: Exerciser = {
   name: 'vfio-bringup',
   matches: (vendor, device) => vendor === 0x1234 && device === 0xfe01,
   claims: { deterministic: true, checksummed: true, p2pAware: true },
-  dma,
+  dma: dmaBy(0),
+  peer: dmaBy(PEER),
   interrupt: {
     index: MSI,
     vector: 0,
-    async raise(port) {
-      write32(port, REG.irqRaise, 1);
+    // The interrupt of a transfer, which is the one that may come late.
+    raise: (port) => {
+      const iova = port.iova + port.ram.size - 4096;
+      return fill(port, { iova, length: 8, seed: 0, delayUs: 0, command: IRQ });
     },
   },
   inner: {
     async mutate(port, seed) {
       write32(port, REG.mutate, seed);
+      write64(port, REG.window, 0);
+      write64(port, WINDOW, seed);
     },
     async hash(port) {
-      return read64(port, REG.hash).toString(16);
+      const hash = read64(port, REG.hash);
+      return `${(hash & 0xffffffffn).toString(16)}:${(hash >> 32n).toString(16)}`;
     },
   },
 };

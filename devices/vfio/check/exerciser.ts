@@ -40,7 +40,8 @@ export interface InterruptExercise {
 export interface InnerExercise {
   /** Makes the internal state another one for each seed. */
   mutate(port: ExerciserPort, seed: number): Promise<void>;
-  /** A text that is equal exactly when all of the internal state is. Only called in RUNNING. */
+  /** A text that is equal exactly when all of the internal state is. Parts of it, between colons, may stand for parts of the state: none of
+   *  them may survive close or reset. Only called in RUNNING. */
   hash(port: ExerciserPort): Promise<string>;
 }
 
@@ -57,6 +58,8 @@ export interface Exerciser {
     readonly p2pAware: boolean;
   };
   readonly dma: DmaExercise | null;
+  /** DMA that the device takes for a peer's and may not begin in the P2P states; null: all its DMA is alike (see p2pAware). */
+  readonly peer: DmaExercise | null;
   readonly interrupt: InterruptExercise | null;
   readonly inner: InnerExercise | null;
 }
@@ -88,7 +91,12 @@ function problemOf(loaded: unknown): string | null {
   const it = loaded as Record<string, unknown>;
   if (typeof it['name'] !== 'string') return 'it has no name';
   if (typeof it['claims'] !== 'object' || it['claims'] === null) return 'it has no claims';
-  const parts = { dma: ['startWrite'], interrupt: ['raise'], inner: ['mutate', 'hash'] };
+  const parts = {
+    dma: ['startWrite', 'pattern'],
+    peer: ['startWrite', 'pattern'],
+    interrupt: ['raise'],
+    inner: ['mutate', 'hash'],
+  };
   for (const [part, methods] of Object.entries(parts)) {
     const has = it[part] as Record<string, unknown> | null | undefined;
     if (has === undefined) return `it has no '${part}' (null where the device cannot)`;
@@ -100,17 +108,13 @@ function problemOf(loaded: unknown): string | null {
 
 /** What goes wrong in an exerciser is no finding about the driver: the rule was not reached. */
 export function guarded(exerciser: Exerciser): Exerciser {
-  const { dma, interrupt, inner } = exerciser;
+  const { interrupt, inner } = exerciser;
   return {
     name: exerciser.name,
     matches: (vendor, device) => exerciser.matches(vendor, device),
     claims: exerciser.claims,
-    dma: dma && {
-      ms: dma.ms,
-      maxBytes: dma.maxBytes,
-      pattern: (seed, length) => dma.pattern(seed, length),
-      startWrite: (port, iova, length, seed) => reached(() => dma.startWrite(port, iova, length, seed)),
-    },
+    dma: guardedDma(exerciser.dma),
+    peer: guardedDma(exerciser.peer),
     interrupt: interrupt && {
       index: interrupt.index,
       vector: interrupt.vector,
@@ -121,6 +125,17 @@ export function guarded(exerciser: Exerciser): Exerciser {
       hash: (port) => reached(() => inner.hash(port)),
     },
   };
+}
+
+function guardedDma(dma: DmaExercise | null): DmaExercise | null {
+  return (
+    dma && {
+      ms: dma.ms,
+      maxBytes: dma.maxBytes,
+      pattern: (seed, length) => dma.pattern(seed, length),
+      startWrite: (port, iova, length, seed) => reached(() => dma.startWrite(port, iova, length, seed)),
+    }
+  );
 }
 
 async function reached<T>(work: () => Promise<T>): Promise<T> {

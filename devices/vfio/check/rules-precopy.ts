@@ -53,8 +53,11 @@ const initial: Rule = {
   async run({ bench, expect }) {
     const data = await bench.session(PRE_COPY);
     const before = await infoOrUnreachable(data);
-    expect(before.initial > 0, 'GET_PRECOPY_INFO on entering PRE_COPY', 'initial_bytes > 0', `${before.initial}`);
-    await drain(data);
+    const { data: bytes } = await drain(data);
+    // A device may have nothing to give before it is stopped: then there is nothing to say of it.
+    const right = before.initial > 0 || bytes.length === 0;
+    const did = `GET_PRECOPY_INFO on entering PRE_COPY, which gave ${bytes.length} bytes`;
+    expect(right, did, 'initial_bytes > 0', `${before.initial}`);
     const after = await infoOrUnreachable(data);
     expect(after.initial === 0, 'GET_PRECOPY_INFO at the temporary end', 'initial_bytes 0', `${after.initial}`);
   },

@@ -1,6 +1,7 @@
 // Rules about what is loaded: whole streams in any segmentation are taken, others are refused at the latest when RESUMING is left.
 // linux/vfio.h, enum vfio_device_mig_state, "RESUMING -> STOP"
 import type { Bench } from './bench.ts';
+import type { InnerExercise } from './exerciser.ts';
 import { ERROR, PRE_COPY, RESUMING, RUNNING, STOP, STOP_COPY, stateName } from './oracle.ts';
 import { type Rule, type Trial, Unreachable } from './rule.ts';
 
@@ -167,6 +168,17 @@ const refusedState: Rule = {
   },
 };
 
+/** Loads into a device that has nothing left of what was saved. */
+async function hashOfLoaded(bench: Bench, inner: InnerExercise, stream: Uint8Array): Promise<string> {
+  await bench.reopen();
+  await bench.home();
+  await inner.mutate(bench.port, 9);
+  const refused = await tryLoad(bench, stream);
+  if (refused !== null) throw new Unreachable(`a stream of this device was refused (${refused})`);
+  await bench.go(RUNNING);
+  return inner.hash(bench.port);
+}
+
 const innerState: Rule = {
   name: 'stream.state',
   title: 'what is loaded is what was saved: all of the internal state',
@@ -182,12 +194,8 @@ const innerState: Rule = {
     await bench.home();
     const kept = await inner.hash(bench.port);
     expect(kept === before, 'hash of the internal state after saving it', before, kept);
-    await inner.mutate(bench.port, 9);
-    const refused = await tryLoad(bench, stream);
-    if (refused !== null) throw new Unreachable(`a stream of this device was refused (${refused})`);
-    await bench.go(RUNNING);
-    const after = await inner.hash(bench.port);
-    expect(after === before, 'saved, changed, loaded; hash of the internal state', before, after);
+    const after = await hashOfLoaded(bench, inner, stream);
+    expect(after === before, 'saved, opened anew, changed, loaded; hash of the internal state', before, after);
   },
 };
 
@@ -206,13 +214,29 @@ const precopied: Rule = {
     const before = await inner.hash(bench.port);
     await bench.go(STOP_COPY);
     const stream = Buffer.concat([head, await data.readToEnd()]);
-    await bench.home();
-    await inner.mutate(bench.port, 9);
-    const refused = await tryLoad(bench, stream);
-    if (refused !== null) throw new Unreachable(`a stream of this device was refused (${refused})`);
-    await bench.go(RUNNING);
-    const after = await inner.hash(bench.port);
+    const after = await hashOfLoaded(bench, inner, stream);
     expect(after === before, 'changed in PRE_COPY, saved, loaded; hash of the internal state', before, after);
+  },
+};
+
+const secondSession: Rule = {
+  name: 'stream.second',
+  title: 'a second session gives all of the state again, whatever the first one gave',
+  cites: 'End of stream on the FD indicates the entire device state has been transferred',
+  needs: ['inner'],
+  async run({ bench, expect }) {
+    const inner = bench.exerciser.inner;
+    if (inner === null) return;
+    await inner.mutate(bench.port, 5);
+    const before = await inner.hash(bench.port);
+    const streams: Uint8Array[] = [];
+    for (let i = 0; i < 2; i++) streams.push(await (await bench.session(STOP_COPY)).readToEnd());
+    await bench.home();
+    if ((await hashOfLoaded(bench, inner, streams[0] as Uint8Array)) !== before) {
+      throw new Unreachable('the first stream does not give the state back');
+    }
+    const after = await hashOfLoaded(bench, inner, streams[1] as Uint8Array);
+    expect(after === before, 'saved twice, the second stream loaded; hash of the internal state', before, after);
   },
 };
 
@@ -227,4 +251,5 @@ export const streamRules: readonly Rule[] = [
   refusedState,
   innerState,
   precopied,
+  secondSession,
 ];

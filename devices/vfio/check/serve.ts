@@ -29,7 +29,8 @@ export async function serve(
   lines: AsyncIterable<string>,
   send: (message: FromChild) => void,
 ): Promise<void> {
-  const { door, paths, exerciserFile } = options;
+  const { paths, exerciserFile } = options;
+  const door = toldOf(options.door, send);
   const loaded = exerciserFile === null ? null : await loadExerciser(exerciserFile);
   const place = await openPlace(door, paths, findDevice(paths, options.deviceText));
   const kernel = openKernelLog(paths);
@@ -52,6 +53,28 @@ export async function serve(
     kernel?.close();
     await place.close();
   }
+}
+
+const ALIVE_MS = 1000;
+
+/** The same door; each call that ends is a sign of life, at most one a second. */
+function toldOf(door: CheckDoor, send: (message: FromChild) => void): CheckDoor {
+  let last = performance.now();
+  const ended = <T>(result: T): T => {
+    if (performance.now() - last > ALIVE_MS) {
+      last = performance.now();
+      send({ kind: 'alive' });
+    }
+    return result;
+  };
+  const settled = <T>(call: Promise<T>): Promise<T> => call.finally(() => ended(null));
+  return {
+    ...door,
+    ioctl: (...call) => ended(door.ioctl(...call)),
+    ioctlAsync: (...call) => settled(door.ioctlAsync(...call)),
+    readFd: (...call) => settled(door.readFd(...call)),
+    writeFd: (...call) => settled(door.writeFd(...call)),
+  };
 }
 
 /** The rest of serve(), once there is a device: a test has a scripted one. */

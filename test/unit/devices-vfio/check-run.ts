@@ -9,7 +9,7 @@ import { RULES } from '../../../devices/vfio/check/rules.ts';
 import { runRule } from '../../../devices/vfio/check/run-rule.ts';
 import { CheckKernel, type FakeOptions, fakeExerciser } from '../../fakes/check-kernel.ts';
 
-export const CLAIMS = { deterministic: true, checksummed: true, p2pAware: true };
+export const CLAIMS = { deterministic: true, checksummed: true, p2pAware: false };
 
 /** A /proc whose meminfo the test writes: 1 GiB, of which less and less is free. */
 class Proc {
@@ -35,6 +35,7 @@ export interface RunOptions extends FakeOptions {
   readonly proc: ProcDir;
   readonly rules?: readonly Rule[];
   readonly destructive?: boolean;
+  readonly settleMs?: number;
 }
 export type ProcDir = Proc;
 export const makeProc = () => new Proc();
@@ -50,7 +51,7 @@ export async function runAll(options: RunOptions): Promise<{ results: RuleResult
       return runRule(rule, {
         place: kernel.place,
         exerciser,
-        settleMs: 40,
+        settleMs: options.settleMs ?? 40,
         proc: rule.name === 'leaks.loops' ? options.proc.path : '/proc',
         kernel: logOf(kernel),
         loops: 4,
