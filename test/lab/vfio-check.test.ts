@@ -1,8 +1,9 @@
 // `ferry vfio check` on real drivers in a lab host: our edu driver has no finding, every rule is reached that can be, and the device is as it was.
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { CheckReport } from '../../devices/vfio/check/check.ts';
+import { HANG_RULE, KERNEL_RULE, RULES } from '../../devices/vfio/check/rules.ts';
 import type { LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { labUnavailable } from '../../lab/packages.ts';
@@ -26,6 +27,13 @@ describe.skipIf(unavailable !== null)('ferry vfio check', () => {
     bdf = host.bdf('edu');
   });
   afterAll(() => lab?.close());
+
+  it('cites what stands in linux/vfio.h of the lab kernel, word for word', () => {
+    const plain = (text: string) => text.replace(/[\s*]+/g, ' ').trim();
+    const header = plain(readFileSync(join(lab.image.uapi, 'linux/vfio.h'), 'utf8'));
+    const missing = [...RULES, KERNEL_RULE, HANG_RULE].filter(({ cites }) => !header.includes(plain(cites)));
+    expect(missing.map(({ name, cites }) => `${name}: ${cites}`)).toEqual([]);
+  });
 
   it('says in one line that no VFIO driver has the device', async () => {
     const { code, stderr } = await host.exec(ferry('vfio', 'check', bdf));

@@ -56,7 +56,7 @@ const session: Rule = {
 const flag: Rule = {
   name: 'reset.flag',
   title: 'a device that can be reset says so, and one that says so can be',
-  cites: 'VFIO_DEVICE_FLAGS_RESET: Device supports reset',
+  cites: 'Device supports reset',
   needs: [],
   async run({ bench, expect }) {
     const error = await bench.reset();
@@ -154,7 +154,7 @@ const privacy: Rule = {
 const clean: Rule = {
   name: 'reset.clean',
   title: 'a reset takes the internal state away',
-  cites: 'VFIO_DEVICE_RESET - Reset a device',
+  cites: 'Reset a device.',
   needs: ['reset', 'inner'],
   async run({ bench, expect }) {
     const inner = bench.exerciser.inner;
