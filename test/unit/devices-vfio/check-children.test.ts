@@ -55,6 +55,21 @@ describe('a check in children', () => {
     expect(exitCodeOf(seen, false)).toBe(1);
   });
 
+  it('lets a rule take long whose calls end, one after the other', async () => {
+    const alive = "const beat = setInterval(() => send({ kind: 'alive' }), 200)";
+    const seen = await report(`${alive}; setTimeout(() => { clearInterval(beat); ok(rule); }, 2500)`, 1500);
+    expect(seen.summary).toMatchObject({ ok: 4, finding: 0 });
+  });
+
+  it('stops waiting after three rules that never ended', async () => {
+    const own = children('', 700);
+    const five = chooseRules(['size', 'states.flags', 'states.get', 'states.same']);
+    const seen = await runCheck(own, five, REPEAT, () => {});
+    await own.close();
+    expect(row(seen.results, 'calls.end')?.findings.length).toBe(3);
+    expect(seen.results.filter(({ reason }) => reason === '3 rules before it never ended').length).toBe(2);
+  });
+
   it('makes a child that was killed under a rule a finding', async () => {
     const seen = await report('if (rule === "states.flags") process.kill(process.pid, "SIGKILL"); else ok(rule)');
     expect(row(seen.results, 'calls.end')?.findings[0]?.seen).toBe('ended by SIGKILL');
