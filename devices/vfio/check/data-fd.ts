@@ -52,13 +52,15 @@ export class DataFd {
   /** Up to `limit` bytes: until end of stream (0), or in PRE_COPY until its temporary end. `sizes`: of the reads, in turn; then 1 MiB. */
   async readSome(limit: number, sizes: readonly number[] = []): Promise<{ data: Uint8Array; end: string | null }> {
     const pieces: Uint8Array[] = [];
+    // One buffer for all reads, and copies of what came: a driver may give a byte at a time.
+    const room = new Uint8Array(Math.max(MIB, ...sizes.slice(0, 16)));
     let total = 0;
     for (let i = 0; total < limit; i++) {
-      const into = new Uint8Array(Math.min(sizes[i] ?? MIB, limit - total));
+      const into = room.subarray(0, Math.min(sizes[i] ?? MIB, limit - total, room.length));
       const { bytes, error } = await this.read(into);
       if (error !== null) return { data: Buffer.concat(pieces), end: error };
       if (bytes === 0) return { data: Buffer.concat(pieces), end: 'end of stream' };
-      pieces.push(into.subarray(0, bytes));
+      pieces.push(into.slice(0, bytes));
       total += bytes;
       if (total >= MOST_BYTES) throw new Unreachable(`the stream goes on after ${MOST_BYTES / MIB} MiB`);
     }
