@@ -1,5 +1,5 @@
-// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them (trace and replay: vfio-trace.ts). bind and unbind are the only places where Ferry changes
-// a driver binding; what was before is recorded and restored.
+// `ferry vfio list|info|bind|unbind`: this host's PCI devices as a guest could have them (check: vfio-check.ts; trace and replay:
+// vfio-trace.ts). bind and unbind are the only places where Ferry changes a driver binding; what was before is recorded and restored.
 import { bindDevice, DEFAULT_VFIO_DRIVER, unbindDevice, writeSysfs } from '../devices/vfio/bind.ts';
 import type { HostPciDevice } from '../devices/vfio/host-pci.ts';
 import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
@@ -26,10 +26,12 @@ const HELP = `usage: ferry vfio list [--json]
        ferry vfio trace [-o FILE] [--data] -- COMMAND...
        ferry vfio trace --show FILE
        ferry vfio replay FILE [--json]
+       ferry vfio check ADDRESS (see ferry vfio check --help)
 
   list     PCI devices of this host: driver, IOMMU group, and what else is in the group
   info     opens the device (bound to a VFIO driver, and free) and says what it offers for migration
   bind     gives the device to a VFIO driver, so that a guest can have it; the driver it had is recorded under /run/ferry
+  check    holds the device's migration driver to what linux/vfio.h says
   unbind   clears driver_override and gives the device back to the driver that it had
   trace    shows or records every VFIO and iommufd call of a program: ferry vfio trace --help
   replay   plays a recorded trace back to Ferry's own code, with no device: ferry vfio replay --help
@@ -133,6 +135,9 @@ export const vfioVerb: Verb = {
     // Before the options: what follows belongs to the traced command.
     if (args[0] === 'trace') return (await import('./vfio-trace.ts')).traceCommand(args.slice(1));
     if (args[0] === 'replay') return (await import('./vfio-trace.ts')).replayCommand(args.slice(1));
+    // Options of its own, and much code that the others do not need.
+    if (args[0] === 'check') return (await import('./vfio-check.ts')).checkDevice(args.slice(1));
+    if (args[0] === 'check-child') return (await import('./vfio-check.ts')).checkChild(args.slice(1));
     if (wantsHelp(args)) {
       process.stdout.write(HELP);
       return 0;

@@ -1,6 +1,7 @@
 // Cold one-shot libc calls that Node does not offer, by koffi (loaded at the first call: 7 ms and 4 MiB that most runs never need).
-// Called by cli (terminal, death signal, lock files) and devices/vfio (memlock). JS thread. Each throws SysError. Anything threaded, hot
-// or with pointers inside structs is the addon's. Specs: getrlimit(2), prctl(2), termios(3), flock(2), sched_getaffinity(2).
+// Called by cli (terminal, death signal, lock files) and devices/vfio (memlock; poll and fcntl of a data fd under check). JS thread. Each throws
+// SysError. Anything threaded, hot or with pointers inside structs is the addon's. Specs: getrlimit(2), prctl(2), termios(3), flock(2),
+// sched_getaffinity(2), poll(2), fcntl(2).
 import { createRequire } from 'node:module';
 import { SysError } from './errno.ts';
 
@@ -12,6 +13,8 @@ interface Libc {
   cfmakeraw(termios: Uint8Array): void;
   flock(fd: number, operation: number): number;
   sched_getaffinity(pid: number, size: number, into: Uint8Array): number;
+  poll(fds: Uint8Array, count: number, timeoutMs: number): number;
+  fcntl(fd: number, command: number, arg: number): number;
   errno(): number;
 }
 
@@ -30,6 +33,8 @@ function libc(): Libc {
       cfmakeraw: library.func('void cfmakeraw(_Inout_ uint8_t *termios)'),
       flock: library.func('int flock(int fd, int operation)'),
       sched_getaffinity: library.func('int sched_getaffinity(int pid, size_t size, _Out_ uint8_t *set)'),
+      poll: library.func('int poll(_Inout_ uint8_t *fds, ulong count, int timeout)'),
+      fcntl: library.func('int fcntl(int fd, int command, int arg)'),
       errno: () => koffi.errno(),
     };
   }
@@ -102,4 +107,24 @@ export function tryLock(fd: number, kind: keyof typeof LOCK): boolean {
   const errno = libc().errno();
   if (errno === EWOULDBLOCK) return false;
   throw new SysError('flock', errno);
+}
+
+// asm-generic/poll.h, asm-generic/fcntl.h
+const POLLIN = 1;
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0o4000;
+
+/** poll(2) without waiting: whether a read would find something, an end or an error included. */
+export function pollNow(fd: number): boolean {
+  const entry = new Uint8Array(8);
+  const view = new DataView(entry.buffer);
+  view.setInt32(0, fd, true);
+  view.setInt16(4, POLLIN, true);
+  return check('poll', libc().poll(entry, 1, 0)) > 0;
+}
+
+export function setNonBlocking(fd: number): void {
+  const flags = check('fcntl(F_GETFL)', libc().fcntl(fd, F_GETFL, 0));
+  check('fcntl(F_SETFL)', libc().fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 }

@@ -10,8 +10,8 @@
  *              a CRC over it and the last REGISTERS. Ends the data.
  *
  * Each is a header (type, length of the body; little endian as all the rest)
- * and a body. In PRE_COPY the reader gets IDENTITY, which is initial_bytes,
- * and REGISTERS, which are dirty_bytes.
+ * and a body. In PRE_COPY the reader gets IDENTITY and REGISTERS, which are
+ * initial_bytes, and REGISTERS that changed since, which are dirty_bytes.
  */
 #include <linux/anon_inodes.h>
 #include <linux/crc32.h>
@@ -227,8 +227,6 @@ static int edu_check_header(struct edu_file *file)
 {
 	u32 len = le32_to_cpu(file->header.len);
 
-	if (file->got_final)
-		return -EINVAL;
 	switch (le32_to_cpu(file->header.type)) {
 	case EDU_REC_IDENTITY:
 		return file->got_identity ||
@@ -322,6 +320,9 @@ static ssize_t edu_take_bytes(struct edu_file *file, const char __user *buf,
 			     (u8 *)&file->body + file->have - head;
 	int ret = 0;
 
+	/* Not even the beginning of a header may follow. */
+	if (file->got_final)
+		return -EINVAL;
 	count = min(count, end - file->have);
 	if (copy_from_user(to, buf, count))
 		return -EFAULT;
@@ -419,10 +420,14 @@ struct edu_file *edu_stream_open_saving(struct edu_device *edu)
 		.dma_mask = cpu_to_le64(edu_dma_mask),
 	};
 	struct edu_file *file = edu_file_open(edu, true);
+	struct edu_rec_registers now;
 
 	if (IS_ERR(file))
 		return file;
 	edu_queue(file, EDU_REC_IDENTITY, &identity, sizeof(identity));
+	/* linux/vfio.h: dirty_bytes starts at zero. */
+	if (edu_registers_changed(file, &now))
+		edu_queue_registers(file, &now);
 	file->initial_len = file->len;
 	return file;
 }

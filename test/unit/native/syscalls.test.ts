@@ -1,13 +1,21 @@
 // The koffi one-shots against what the system says by other ways.
 import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildSync } from 'esbuild';
 import { describe, expect, it } from 'vitest';
 import { kvmNode } from '../../../native/addon.ts';
 import { SysError } from '../../../native/errno.ts';
-import { affinityCount, memlockLimit, rawTerminal, signalWhenParentDies, tryLock } from '../../../native/syscalls.ts';
+import {
+  affinityCount,
+  memlockLimit,
+  pollNow,
+  rawTerminal,
+  setNonBlocking,
+  signalWhenParentDies,
+  tryLock,
+} from '../../../native/syscalls.ts';
 
 describe('syscalls', () => {
   it('memlockLimit is what /proc says', () => {
@@ -50,6 +58,26 @@ describe('syscalls', () => {
     const file = openSync('/dev/null', 'r');
     expect(() => rawTerminal(file)).toThrow(SysError);
     closeSync(file);
+  });
+
+  it('pollNow and setNonBlocking: an eventfd is readable when it was signalled, and an empty one does not keep a read waiting', () => {
+    const addon = kvmNode();
+    const fd = addon.eventFd();
+    try {
+      expect(pollNow(fd)).toBe(false);
+      addon.eventSignal(fd);
+      expect(pollNow(fd)).toBe(true);
+    } finally {
+      addon.closeFd(fd);
+    }
+    const tty = openSync('/dev/ptmx', 'r+');
+    try {
+      setNonBlocking(tty);
+      expect(() => readSync(tty, new Uint8Array(1))).toThrow('EAGAIN');
+      expect(() => setNonBlocking(-1)).toThrow('fcntl(F_GETFL): EBADF');
+    } finally {
+      closeSync(tty);
+    }
   });
 
   it('signalWhenParentDies: a child ends when its parent is killed', async () => {

@@ -1,0 +1,110 @@
+// Runs one rule on a freshly opened device and says what came of it. Called by the child of a check, and by unit tests in their own process.
+// Nothing that a driver does makes this throw; what does is a mistake of ours or a device that cannot be opened.
+import { SysError } from '../../../native/errno.ts';
+import { Bench, type BenchHost } from './bench.ts';
+import { hasDmaLog } from './dma-log.ts';
+import { type Finding, type Need, type Outcome, type Rule, type RuleResult, Trial, Unreachable } from './rule.ts';
+import { KERNEL_RULE } from './rules.ts';
+
+export interface RuleHost extends BenchHost {
+  readonly destructive: boolean;
+  /** As the user named the device, for the commands that repeat a finding. */
+  readonly deviceText: string;
+  /** --exerciser FILE, so that it is repeated too; null: none. */
+  readonly exerciserFile: string | null;
+}
+
+const LACKS: Readonly<Record<Need, readonly [Outcome, string]>> = {
+  'pre-copy': ['not reachable', 'the driver offers no PRE_COPY'],
+  p2p: ['not reachable', 'the driver offers no P2P'],
+  'data-size': ['not reachable', 'driver or kernel has no MIG_DATA_SIZE'],
+  'dma-log': ['not reachable', 'the driver has no log of its DMA'],
+  reset: ['not reachable', 'the device has no reset (VFIO_DEVICE_FLAGS_RESET)'],
+  dma: ['not exercised', 'needs an exerciser with DMA: --exerciser FILE'],
+  interrupt: ['not exercised', 'needs an exerciser with an interrupt: --exerciser FILE'],
+  inner: ['not exercised', 'needs an exerciser that changes and hashes the internal state: --exerciser FILE'],
+  destructive: ['not exercised', 'may disturb the host: only with --destructive'],
+};
+
+function lacking(need: Need, bench: Bench, host: RuleHost): boolean {
+  switch (need) {
+    case 'pre-copy':
+      return !bench.able.preCopy;
+    case 'p2p':
+      return !bench.able.p2p;
+    case 'data-size':
+      return !bench.hasDataSize;
+    case 'dma-log':
+      return !hasDmaLog(bench);
+    case 'reset':
+      return !bench.device.info.canReset;
+    case 'destructive':
+      return !host.destructive;
+    default:
+      return host.exerciser === null || host.exerciser[need] === null;
+  }
+}
+
+export async function runRule(rule: Rule, host: RuleHost): Promise<RuleResult> {
+  const begun = performance.now();
+  host.kernel.take();
+  const bench = Bench.open(host);
+  const trial = new Trial(bench);
+  let kept: readonly [Outcome, string] | null = null;
+  try {
+    const lacks = rule.needs.find((need) => lacking(need, bench, host));
+    if (lacks === undefined) await rule.run(trial);
+    else kept = LACKS[lacks];
+  } catch (error) {
+    // A GET or the like that fails is the finding of the rule about it.
+    if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
+    kept = ['not reachable', error.message];
+  } finally {
+    await bench.close();
+  }
+  const findings = trial.findings.map((each) => ({
+    rule: rule.name,
+    cites: rule.cites,
+    ...each,
+    repeat: repeatOf(rule, host),
+  }));
+  findings.push(...kernelFindings(rule, host));
+  return {
+    rule: rule.name,
+    outcome: outcomeOf(trial, kept),
+    reason: kept?.[1] ?? null,
+    findings,
+    notes: trial.notes,
+    ms: performance.now() - begun,
+  };
+}
+
+/** What was seen before a rule could go no further counts all the same. */
+function outcomeOf(trial: Trial, kept: readonly [Outcome, string] | null): Outcome {
+  if (trial.findings.length > 0) return 'finding';
+  if (kept !== null) return kept[0];
+  return trial.notes.length > 0 ? 'note' : 'ok';
+}
+
+function kernelFindings(rule: Rule, host: RuleHost): Finding[] {
+  const lines = host.kernel.take();
+  if (lines.length === 0) return [];
+  return [
+    {
+      rule: KERNEL_RULE.name,
+      cites: KERNEL_RULE.cites,
+      did: `ran ${rule.name}`,
+      expected: 'no complaint in the kernel log',
+      seen: lines.slice(0, 3).join(' | '),
+      repeat: repeatOf(rule, host),
+    },
+  ];
+}
+
+export function repeatOf(
+  rule: { readonly name: string },
+  host: Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive'>,
+): string {
+  const file = host.exerciserFile === null ? '' : ` --exerciser ${host.exerciserFile}`;
+  return `ferry vfio check ${host.deviceText} --only ${rule.name}${file}${host.destructive ? ' --destructive' : ''}`;
+}

@@ -1,0 +1,122 @@
+// The child of a check: opens the device, then runs each rule that it is told, one at a time, and sends what came of it. Started by children.ts
+// through cli/vfio-check.ts; ends when its input does. A hang or a crash of it is what the parent watches for.
+import type { HostPaths } from '../kernel-door.ts';
+import { Bench } from './bench.ts';
+import type { CheckDoor } from './check-door.ts';
+import type { FromChild } from './children.ts';
+import { hasDmaLog } from './dma-log.ts';
+import { type Exerciser, exerciserFor, guarded, loadExerciser } from './exerciser.ts';
+import { DEAF, openKernelLog } from './kernel-log.ts';
+import { type DevicePlace, findDevice, openPlace } from './place.ts';
+import { RULES } from './rules.ts';
+import { type RuleHost, runRule } from './run-rule.ts';
+
+const CONFIG = 7;
+/** Three times as long as the slowest thing that a stopped device was seen to do late (edu: 100 ms). */
+const SETTLE_MS = 300;
+const LOOPS = 250;
+
+export interface ServeOptions {
+  readonly door: CheckDoor;
+  readonly paths: HostPaths;
+  readonly deviceText: string;
+  readonly exerciserFile: string | null;
+  readonly destructive: boolean;
+}
+
+export async function serve(
+  options: ServeOptions,
+  lines: AsyncIterable<string>,
+  send: (message: FromChild) => void,
+): Promise<void> {
+  const { paths, exerciserFile } = options;
+  const door = toldOf(options.door, send);
+  const loaded = exerciserFile === null ? null : await loadExerciser(exerciserFile);
+  const place = await openPlace(door, paths, findDevice(paths, options.deviceText));
+  const kernel = openKernelLog(paths);
+  try {
+    const facts = look(place, loaded, { proc: paths.proc });
+    const host: RuleHost = {
+      place,
+      exerciser: facts.exerciser === null ? null : guarded(facts.exerciser),
+      settleMs: SETTLE_MS,
+      proc: paths.proc,
+      kernel: kernel ?? DEAF,
+      loops: LOOPS,
+      destructive: options.destructive,
+      deviceText: options.deviceText,
+      exerciserFile,
+    };
+    send({ kind: 'ready', exerciser: facts.exerciser?.name ?? null, offers: facts.offers, kernelLog: kernel !== null });
+    await serveLines(host, lines, send);
+  } finally {
+    kernel?.close();
+    await place.close();
+  }
+}
+
+const ALIVE_MS = 1000;
+
+/** The same door; each call that ends is a sign of life, at most one a second. */
+function toldOf(door: CheckDoor, send: (message: FromChild) => void): CheckDoor {
+  let last = performance.now();
+  const ended = <T>(result: T): T => {
+    if (performance.now() - last > ALIVE_MS) {
+      last = performance.now();
+      send({ kind: 'alive' });
+    }
+    return result;
+  };
+  const settled = <T>(call: Promise<T>): Promise<T> => call.finally(() => ended(null));
+  return {
+    ...door,
+    ioctl: (...call) => ended(door.ioctl(...call)),
+    ioctlAsync: (...call) => settled(door.ioctlAsync(...call)),
+    readFd: (...call) => settled(door.readFd(...call)),
+    writeFd: (...call) => settled(door.writeFd(...call)),
+  };
+}
+
+/** The rest of serve(), once there is a device: a test has a scripted one. */
+export async function serveLines(
+  host: RuleHost,
+  lines: AsyncIterable<string>,
+  send: (message: FromChild) => void,
+): Promise<void> {
+  for await (const line of lines) {
+    const rule = RULES.find((each) => each.name === line);
+    if (rule === undefined) {
+      send({ kind: 'failed', message: `there is no rule ${line}` });
+      continue;
+    }
+    try {
+      send({ kind: 'result', result: await runRule(rule, host) });
+    } catch (error) {
+      send({ kind: 'failed', message: (error as Error).stack ?? String(error) });
+    }
+  }
+}
+
+/** What the device offers, and who makes it work: the author's exerciser, or one of ours by the ids in config space. */
+function look(
+  place: DevicePlace,
+  loaded: Exerciser | null,
+  { proc }: { readonly proc: string },
+): { readonly exerciser: Exerciser | null; readonly offers: readonly string[] } {
+  const bench = Bench.open({ place, exerciser: null, settleMs: 0, proc, kernel: DEAF, loops: 0 });
+  const offers = [
+    ...((bench.flags & 1n) === 0n ? [] : ['STOP_COPY']),
+    ...(bench.able.p2p ? ['P2P'] : []),
+    ...(bench.able.preCopy ? ['PRE_COPY'] : []),
+    ...(bench.hasDataSize ? ['MIG_DATA_SIZE'] : []),
+    ...(hasDmaLog(bench) ? ['DMA_LOGGING'] : []),
+    ...(bench.device.info.canReset ? ['RESET'] : []),
+  ];
+  const config = bench.device.info.regions.find((each) => each.index === CONFIG && each.size >= 64);
+  const ids = new Uint8Array(4);
+  if (config !== undefined) bench.device.readRegion(CONFIG, 0, ids);
+  const view = new DataView(ids.buffer);
+  const own = config === undefined ? null : exerciserFor(view.getUint16(0, true), view.getUint16(2, true));
+  bench.door.closeFd(bench.fd);
+  return { exerciser: loaded ?? own, offers };
+}

@@ -1,0 +1,69 @@
+// `ferry vfio check` on real drivers in a lab host: our edu driver has no finding, every rule is reached that can be, and the device is as it was.
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { CheckReport } from '../../devices/vfio/check/check.ts';
+import { HANG_RULE, KERNEL_RULE, RULES } from '../../devices/vfio/check/rules.ts';
+import type { LabHost } from '../../lab/host.ts';
+import { type Lab, startLab } from '../../lab/lab.ts';
+import { labUnavailable } from '../../lab/packages.ts';
+import { repoRoot } from '../../lab/root.ts';
+
+const bundle = join(repoRoot(), 'dist/ferry.cjs');
+const unavailable = labUnavailable() ?? (existsSync(bundle) ? null : 'dist/ferry.cjs is missing: npm run build');
+if (unavailable !== null) console.log(`skipped: vfio-check: ${unavailable}`);
+
+const TIMEOUT_MS = 600_000; // measured: 70 s
+
+describe.skipIf(unavailable !== null)('ferry vfio check', () => {
+  let lab: Lab;
+  let host: LabHost;
+  let bdf: string;
+  const ferry = (...args: string[]) => [join(repoRoot(), 'bin/ferry'), ...args];
+
+  beforeAll(async () => {
+    lab = await startLab({ devices: ['edu'] });
+    host = lab.host(0);
+    bdf = host.bdf('edu');
+  });
+  afterAll(() => lab?.close());
+
+  it('cites what stands in linux/vfio.h of the lab kernel, word for word', () => {
+    const plain = (text: string) => text.replace(/[\s*]+/g, ' ').trim();
+    const header = plain(readFileSync(join(lab.image.uapi, 'linux/vfio.h'), 'utf8'));
+    const missing = [...RULES, KERNEL_RULE, HANG_RULE].filter(({ cites }) => !header.includes(plain(cites)));
+    expect(missing.map(({ name, cites }) => `${name}: ${cites}`)).toEqual([]);
+  });
+
+  it('says in one line that no VFIO driver has the device', async () => {
+    const { code, stderr } = await host.exec(ferry('vfio', 'check', bdf));
+    expect(code).toBe(2);
+    expect(stderr).toMatch(/^ferry: \S+ is bound to no driver, not to a VFIO one.*\n$/);
+  });
+
+  it(
+    'has no finding in our edu driver',
+    async () => {
+      await host.run(ferry('vfio', 'bind', bdf, '--driver', 'edu-vfio-pci'));
+      const { code, stdout, stderr } = await host.exec(ferry('vfio', 'check', bdf, '--json'), {
+        timeoutMs: TIMEOUT_MS,
+      });
+      expect(stderr).toBe('');
+      const report = JSON.parse(stdout) as CheckReport;
+      expect(report.results.flatMap(({ findings }) => findings)).toEqual([]);
+      const slow = report.results.filter(({ ms }) => ms > 2000).map(({ rule, ms }) => `${rule} ${Math.round(ms)} ms`);
+      console.log(`vfio-check: ${slow.join(', ')}`);
+      expect(report.exerciser).toBe('edu');
+      const left = report.results.filter(({ outcome }) => outcome !== 'ok' && outcome !== 'note');
+      expect(left.map(({ rule }) => rule)).toEqual(['error.recovery', 'quiet.unmapped']);
+      expect(code).toBe(0);
+    },
+    TIMEOUT_MS,
+  );
+
+  it('leaves a device that can be opened and checked again', async () => {
+    const { code, stdout } = await host.exec(ferry('vfio', 'check', bdf, '--tap', '--only', 'states.first'));
+    expect(stdout).toContain('ok 1 - states.first\n');
+    expect(code).toBe(0);
+  });
+});
