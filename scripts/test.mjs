@@ -1,5 +1,5 @@
 // `npm test`: sets everything up and runs all tests: static checks, unit, fuzz, kvm, lab. `npm test -- unit kvm` runs only those.
-// Two jobs at a time: a lab host has one CPU, and of a pair one host often waits for the other. Output lines carry their job's name.
+// Three jobs at a time: a lab host has one CPU, and of a pair one host often waits for the other, so that two would leave cores idle. Output lines carry their job's name.
 // Ends with "N passed, N failed" alone on a line; every skip is printed with its reason.
 import { spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { environment, fail, root, setup } from './setup.mjs';
 
 const STAGES = ['unit', 'fuzz', 'kvm', 'lab'];
-const TRACKS = 2;
+const TRACKS = 3;
 /** Of a job's name. */
 const WIDEST = 'demo-interrupt.pair'.length;
 const TOOLS = {
@@ -88,13 +88,21 @@ function kvm(extra) {
 /** Measured, the longest first: what begins late must not take long. Files that are not named here come after. */
 const LONGEST = [
   'faults.pair',
-  'kvm',
-  'move.pair',
   'unit',
+  'move.pair',
+  'bringup.pair',
   'interrupts.pair',
+  'kvm',
   'ends.pair',
   'boot',
+  'iommufd.pair',
   'move-controls.pair',
+  'vfio-check-bringup',
+  'vfio-check',
+  'demo-interrupt.pair',
+  'faults-input',
+  'kmod-bringup',
+  'kmod-bringup-bugs',
 ];
 
 function labFiles() {
