@@ -1,7 +1,7 @@
 // A passed-through device's part in a migration, over any VfioMigrationPort: PRE_COPY -> PRE_COPY_P2P -> STOP_COPY with one data fd
 // where the device has pre-copy, RUNNING_P2P -> STOP_COPY or RUNNING -> STOP_COPY where it has less; RESUMING -> STOP at the other end.
 // Driven by migration/ in the order of its phases.ts; every refusal goes down the ladder of recover.ts. linux/vfio.h
-import { VmmError } from '../../../native/errno.ts';
+import { SysError, VmmError } from '../../../native/errno.ts';
 import type { ChunkSink, ChunkSource, LoadVerdict, Migratable } from '../../contract.ts';
 import { backToRunning, orRecover, type Recoverable, transition } from './recover.ts';
 import { quiescedOf } from './states.ts';
@@ -136,7 +136,8 @@ export class VfioLive implements Migratable {
     try {
       await port.load(source, length);
     } catch (cause) {
-      if (!(cause instanceof Error) || !('errno' in cause)) throw cause;
+      // A channel that was cancelled or has broken is not the device's word.
+      if (!(cause instanceof SysError) || !cause.syscall.startsWith('write(data fd)')) throw cause;
       throw new VmmError('device-data', `${name}: the device refused its state (${cause.message})`, {
         cause,
         exitCode: 1,

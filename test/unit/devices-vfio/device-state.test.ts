@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 import type { ChunkSink, ChunkSource } from '../../../devices/contract.ts';
 import { VfioLive } from '../../../devices/vfio/migration/device-state.ts';
 import { transition } from '../../../devices/vfio/migration/recover.ts';
+import { SysError } from '../../../native/errno.ts';
 import type { FakeOptions } from '../../fakes/vfio-transport.ts';
 import { FakeVfio } from '../../fakes/vfio-transport.ts';
 
@@ -65,6 +66,18 @@ async function load(target: ReturnType<typeof made>, wire: Wire): Promise<void> 
 }
 
 describe('a device that moves', () => {
+  it('does not take a channel that was cancelled for a refusal of the device', async () => {
+    const target = made();
+    await target.live.loadSetup();
+    const cancelled = new SysError('channel', 125);
+    const wire = Object.assign(new Wire(), { take: () => Promise.reject(cancelled) });
+    await expect(target.live.loadChunk(wire, 5)).rejects.toBe(cancelled);
+    const refusing = Object.assign(new Wire(), { take: () => Promise.reject(new SysError('write(data fd)', 22)) });
+    await expect(target.live.loadChunk(refusing, 5)).rejects.toThrow(
+      'the device refused its state (write(data fd): EINVAL)',
+    );
+  });
+
   it('goes PRE_COPY, PRE_COPY_P2P, STOP_COPY with one session, and arrives equal', async () => {
     const source = made();
     source.port.contents = Uint8Array.from({ length: 9000 }, (_, i) => i & 0xff);
