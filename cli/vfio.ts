@@ -36,7 +36,7 @@ const HELP = `usage: ferry vfio list [--json]
   trace    shows or records every VFIO and iommufd call of a program: ferry vfio trace --help
   replay   plays a recorded trace back to Ferry's own code, with no device: ferry vfio replay --help
 
-  ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0
+  ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0; for info and check also /sys/bus/mdev/devices/UUID
 
 ${optionHelp(OPTIONS)}
 
@@ -129,7 +129,7 @@ export function bigintsAsText(_key: string, value: unknown): unknown {
 }
 
 export const vfioVerb: Verb = {
-  summary: 'list host devices, bind one for a guest, put it back',
+  summary: 'list host devices, bind them for a guest, check and trace their drivers',
   help: () => HELP,
   async run(args) {
     // Before the options: what follows belongs to the traced command.
