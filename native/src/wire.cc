@@ -6,6 +6,8 @@
 #include <cstring>
 #include <ctime>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -23,6 +25,8 @@ constexpr size_t kMaxVectors = 1024;  // IOV_MAX
 constexpr int64_t kNsPerSecond = 1000000000;
 /** How far a paced sender may be ahead: enough to hide the timer's slack, too little to be seen by a bandwidth limit. */
 constexpr int64_t kBurstNs = kNsPerSecond / 50;
+/** For a thread that has the errno and has not noted it yet. */
+constexpr int64_t kWordNs = kNsPerSecond / 5;
 
 Failure Broken(int err, const char* doing) {
   std::string sentence = "the connection broke while ";
@@ -79,6 +83,7 @@ void Connection::Abort() {
 }
 
 void Connection::HalfClose() {
+  half_closed_.store(true, std::memory_order_relaxed);
   if (socket_) {
     shutdown(fd, SHUT_WR);
   } else if (pipe_) {
@@ -89,6 +94,27 @@ void Connection::HalfClose() {
       close(nowhere);
     }
   }
+}
+
+int Connection::Remember(int err) {
+  int before = 0;
+  if (err != EPIPE) lost_.compare_exchange_strong(before, err, std::memory_order_acq_rel);
+  else before = lost_.load(std::memory_order_acquire);
+  return before != 0 ? before : err;
+}
+
+int Connection::WhyEnded() const {
+  tcp_info info;
+  socklen_t length = sizeof info;
+  // A peer's FIN leaves the socket in CLOSE_WAIT, unless we have said good-bye, too. A UNIX socket has no such errors.
+  if (!socket_ || half_closed_.load(std::memory_order_relaxed)) return 0;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 || info.tcpi_state != TCP_CLOSE) return 0;
+  for (int64_t waited = 0; waited < kWordNs; waited += kWordNs / 20) {
+    int lost = lost_.load(std::memory_order_acquire);
+    if (lost != 0) return lost;
+    if (!Wait(-1, 0, kWordNs / 20)) break;
+  }
+  return ECONNABORTED;
 }
 
 bool Connection::Wait(int other, short events, int64_t timeoutNs) const {
@@ -114,7 +140,8 @@ Failure TxWire::Send(iovec* vectors, size_t count, const char* doing) {
       int err = errno;
       if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
       if (err == EINTR) continue;
-      if (err != EAGAIN) return Broken(err, doing);
+      if (err == EPIPE) connection_.WhyEnded();  // which waits for the other direction to note what it was told
+      if (err != EAGAIN) return Broken(connection_.Remember(err), doing);
       connection_.Wait(connection_.fd, POLLOUT);
       continue;
     }
@@ -142,7 +169,8 @@ Failure TxWire::Write(const void* data, size_t length, const char* doing) {
 size_t TxWire::WriteNow(const void* data, size_t length) {
   if (!connection_.isSocket() || connection_.aborted()) return 0;
   ssize_t sent = send(connection_.fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
-  if (sent <= 0) return 0;  // an error shows again, with its sentence, when the thread tries
+  if (sent < 0 && errno != EAGAIN && errno != EINTR) connection_.Remember(errno);
+  if (sent <= 0) return 0;  // the sentence is the thread's, when it tries
   Account(data, sent);
   Count(sent);
   return sent;
@@ -171,9 +199,13 @@ Failure RxWire::Receive(void* into, size_t room, size_t& got, const char* doing)
       return {};
     }
     if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
-    if (came == 0) return Failure::Stream(std::string("the stream ended while ") + doing + ": the peer closed the connection");
+    if (came == 0) {
+      int why = connection_.WhyEnded();
+      if (why != 0) return Broken(why, doing);
+      return Failure::Stream(std::string("the stream ended while ") + doing + ": the peer closed the connection");
+    }
     if (err == EINTR) continue;
-    if (err != EAGAIN) return Broken(err, doing);
+    if (err != EAGAIN) return Broken(connection_.Remember(err), doing);
     connection_.Wait(connection_.fd, POLLIN);
   }
 }

@@ -49,12 +49,19 @@ class Connection {
   void Leave();
   /** Waits for `events` on `other`. false: aborted. timeoutNs < 0: for ever; a time-out returns true. */
   bool Wait(int other, short events, int64_t timeoutNs = -1) const;
+  /** The kernel tells a socket's error once, to whichever call comes first; the other direction sees EPIPE or an end of the stream only.
+   *  Gives the errno that there was before this one, or this one. */
+  int Remember(int err);
+  /** After recv() gave 0: 0 when the peer has closed; else what ended the connection. May wait for the other direction's word. */
+  int WhyEnded() const;
 
  private:
   int abort_fd_;
   int error_ = 0;
   bool socket_ = false;
   bool pipe_ = false;
+  std::atomic<bool> half_closed_{false};
+  std::atomic<int> lost_{0};
   std::atomic<bool> aborted_{false};
   std::atomic<int> users_{1};
 };

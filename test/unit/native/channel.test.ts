@@ -1,4 +1,5 @@
 // Channel: bytes in order, both directions, what abort() and a peer that goes away do. Contract: native/addon.ts, Channel.
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { kvmNode } from '../../../native/addon.ts';
 import { StreamError, SysError } from '../../../native/errno.ts';
@@ -235,5 +236,32 @@ describe('life', () => {
     }
     expect(error).toBeInstanceOf(StreamError); // the dropped end was closed, and this one, pending, was not
     peer.abort();
+  });
+});
+
+describe('an error of the connection', () => {
+  it('is told by both directions, though the kernel tells it once: neither calls it an end of the stream', async () => {
+    for (let turn = 0; turn < 20; turn++) {
+      let accepted: ((socket: Socket) => void) | null = null;
+      const peer = new Promise<Socket>((resolve) => {
+        accepted = resolve;
+      });
+      const server = createServer({ pauseOnConnect: true }, (socket) => accepted!(socket));
+      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+      const { port } = server.address() as AddressInfo;
+      const fd = await kvm.connect({ family: 'inet', host: '127.0.0.1', port, path: '' }, 5000);
+      const channel = kvm.channel(fd);
+      const socket = await peer;
+      // More than the socket's buffers hold: the tx thread waits in it as the rx thread does for its byte.
+      const writing = caught(channel.write(new Uint8Array(16 << 20)));
+      const reading = caught(channel.read(1));
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      socket.resetAndDestroy();
+      for (const error of await Promise.all([writing, reading])) {
+        expect(String(error), `turn ${turn}`).toMatch(/the connection broke .*: the peer went away \(ECONNRESET\)/);
+      }
+      channel.abort();
+      server.close();
+    }
   });
 });

@@ -267,8 +267,10 @@ describe('an ioctl', () => {
 
 it('a program whose parent is killed while it starts children loses none of them, and ends', async () => {
   const script = '(sleep 0.2; kill -9 $$) & while :; do /bin/true & done';
-  expect(await trace(['bash', '-c', script])).toMatchObject({ code: null, signal: 9, calls: [] });
-  expect(await trace(['bash', '-c', 'for i in $(seq 100); do (exit 3) & done; wait; exit 6'])).toMatchObject({
+  // Without a sanitizer's library: a bash that was killed in the middle of a fork did not survive its fork handlers (TSan).
+  const bash = ['env', '-u', 'LD_PRELOAD', 'bash', '-c'];
+  expect(await trace([...bash, script])).toMatchObject({ code: null, signal: 9, calls: [] });
+  expect(await trace([...bash, 'for i in $(seq 100); do (exit 3) & done; wait; exit 6'])).toMatchObject({
     code: 6,
   });
 });
