@@ -15,6 +15,8 @@ const finding = {
 };
 const plain = { reason: null, findings: [], notes: [], ms: 1 };
 const report: CheckReport = {
+  generation: 'v2',
+  facts: ['it has VFIO_DEVICE_FEATURE_MIGRATION'],
   device: '0000:65:00.0',
   offers: ['STOP_COPY', 'P2P'],
   exerciser: null,
@@ -38,7 +40,7 @@ describe('ferry vfio check prints', () => {
   it('the reason why a rule was not exercised, and the sum', () => {
     expect(resultRow(report.results[3]!)).toBe('not exercised  quiet.dma  (needs an exerciser)\n');
     expect(summaryText(report)).toBe(
-      '0000:65:00.0 (STOP_COPY P2P; no exerciser): 1 ok, 1 finding, 1 note, 1 not exercised, 0 not reachable\n',
+      'v2: it has VFIO_DEVICE_FEATURE_MIGRATION\n0000:65:00.0 (v2: STOP_COPY P2P; no exerciser): 1 ok, 1 finding, 1 note, 1 not exercised, 0 not reachable\n',
     );
   });
 
