@@ -59,8 +59,8 @@ export async function checkDevice(args: readonly string[]): Promise<number> {
   const exerciserFile = parsed.value('exerciser');
   // Bad input is said before anything is started.
   if (exerciserFile !== null) await loadExerciser(exerciserFile);
-  findDevice(HOST_PATHS, deviceText);
   const repeat = { deviceText, exerciserFile, destructive: parsed.flag('destructive'), abi: abiOf(parsed) };
+  findDevice(HOST_PATHS, deviceText);
   const children = new RuleChildren({ ...childCommand(repeat), limitMs: CALL_MS, proc: HOST_PATHS.proc });
   const rows = !parsed.flag('json') && !parsed.flag('tap');
   try {

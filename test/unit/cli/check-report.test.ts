@@ -77,6 +77,7 @@ describe('ferry vfio check refuses', () => {
     [['0000:65:00.0', 'more'], 'one device is wanted'],
     [['0000:65:00.0', '--json', '--tap'], 'exclude each other'],
     [['0000:65:00.0', '--only', 'nothing'], 'there is no such rule'],
+    [['0000:65:00.0', '--abi', 'v9'], 'there is no such generation'],
     [['0000:65:00.0', '--exerciser', '/nowhere.mjs'], 'there is no such file'],
     [['65'], 'not a PCI address'],
     [['/sys/no/such'], 'there is no /sys/no/such'],

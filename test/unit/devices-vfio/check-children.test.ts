@@ -36,6 +36,18 @@ async function report(onRule: string, limitMs?: number) {
 }
 
 describe('a check in children', () => {
+  it('runs the rules of the generation that the device speaks, and no others', async () => {
+    const ready = `send({ kind: "ready", generation: "v1", facts: ["a fact"], exerciser: null, offers: [], kernelLog: true })`;
+    const own = children('ok(rule)', 20_000, ready);
+    const both = chooseRules(['states.flags', 'region.first', 'pfns']);
+    const seen = await runCheck(own, both, REPEAT, () => {});
+    expect(seen).toMatchObject({ generation: 'v1', facts: ['a fact'] });
+    expect(seen.results.map(({ rule }) => rule)).toEqual(['region.first', 'kernel.log', 'calls.end']);
+    const none = runCheck(own, chooseRules(['states', 'pfns']), REPEAT, () => {});
+    await expect(none).rejects.toThrow('this device speaks v1 (a fact), which none of those rules is about');
+    await own.close();
+  });
+
   it('is without findings when every rule is', async () => {
     const seen = await report('ok(rule)');
     expect(seen.summary).toEqual({ ok: 4, finding: 0, note: 0, 'not exercised': 0, 'not reachable': 0 });
