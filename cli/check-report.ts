@@ -2,7 +2,8 @@
 // https://testanything.org/tap-version-13-specification.html
 import type { CheckReport } from '../devices/vfio/check/check.ts';
 import type { Finding, RuleResult } from '../devices/vfio/check/rule.ts';
-import { HANG_RULE, KERNEL_RULE, RULES } from '../devices/vfio/check/rules.ts';
+import { HANG_RULE, KERNEL_RULE } from '../devices/vfio/check/rules.ts';
+import { ALL_RULES } from '../devices/vfio/check/suites.ts';
 
 const WIDTH = 15;
 
@@ -28,7 +29,8 @@ function findingLines(finding: Finding): string[] {
 export function summaryText(report: CheckReport): string {
   const counts = Object.entries(report.summary).map(([outcome, count]) => `${count} ${outcome}`);
   const who = report.exerciser === null ? 'no exerciser' : `exerciser ${report.exerciser}`;
-  return `${report.device} (${report.offers.join(' ')}; ${who}): ${counts.join(', ')}\n`;
+  const what = `${report.generation}: ${report.offers.join(' ')}; ${who}`;
+  return `${report.generation}: ${report.facts.join('; ')}\n${report.device} (${what}): ${counts.join(', ')}\n`;
 }
 
 export function tapText(report: CheckReport): string {
@@ -55,7 +57,7 @@ function oneLine(text: string): string {
 
 /** `--rules`. */
 export function rulesText(): string {
-  const rows = [...RULES, KERNEL_RULE, HANG_RULE].map((rule) => {
+  const rows = [...ALL_RULES, KERNEL_RULE, HANG_RULE].map((rule) => {
     const needs = 'needs' in rule && rule.needs.length > 0 ? ` [needs ${rule.needs.join(', ')}]` : '';
     return `${rule.name.padEnd(25)}${rule.title}${needs}\n${' '.repeat(25)}"${rule.cites}"\n`;
   });

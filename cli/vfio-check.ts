@@ -1,12 +1,14 @@
-// `ferry vfio check DEV`: holds a VFIO migration v2 driver to what linux/vfio.h says, without a guest. The rules run in a child process, which is
+// `ferry vfio check DEV`: holds a VFIO migration driver, of whichever generation, to the text of its interface, without a guest. The rules run in a child process, which is
 // this program once more with the internal verb `vfio check-child`; called by cli/vfio.ts.
 import { writeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
-import { chooseRules, exitCodeOf, runCheck } from '../devices/vfio/check/check.ts';
+import { chooseRules, exitCodeOf, type Repeat, runCheck } from '../devices/vfio/check/check.ts';
 import { openCheckDoor } from '../devices/vfio/check/check-door.ts';
 import { type FromChild, RuleChildren } from '../devices/vfio/check/children.ts';
 import { loadExerciser } from '../devices/vfio/check/exerciser.ts';
+import { GENERATIONS } from '../devices/vfio/check/generation.ts';
 import { findDevice } from '../devices/vfio/check/place.ts';
+import type { Generation } from '../devices/vfio/check/rule.ts';
 import { serve } from '../devices/vfio/check/serve.ts';
 import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
 import { VmmError } from '../native/errno.ts';
@@ -23,15 +25,17 @@ const OPTIONS: OptionTable = {
   tap: { kind: 'flag', value: '', help: 'print TAP 13' },
   destructive: { kind: 'flag', value: '', help: 'also rules that may make the IOMMU report faults' },
   only: { kind: 'list', value: 'RULE', help: 'this rule, or all of an area (states); may be given several times' },
+  abi: { kind: 'value', value: 'ABI', help: 'v2, v1, v7 or regions: the rules of this generation (default: as found)' },
   exerciser: { kind: 'value', value: 'FILE', help: 'a JavaScript file that makes the device work (docs/check.md)' },
   strict: { kind: 'flag', value: '', help: 'fail when a rule was not exercised, too' },
   rules: { kind: 'flag', value: '', help: 'list the rules and the sentences that they hold' },
 };
 
-const HELP = `usage: ferry vfio check DEV [--json|--tap] [--destructive] [--only RULE] [--exerciser FILE] [--strict]
+const HELP = `usage: ferry vfio check DEV [--json|--tap] [--destructive] [--only RULE] [--abi ABI]
+                           [--exerciser FILE] [--strict]
        ferry vfio check --rules
 
-Holds the migration driver of a device to what linux/vfio.h says. The device must be bound to its VFIO driver, and free.
+Holds the migration driver of a device to what linux/vfio.h says, or the text of the older interface that it speaks. The device must be bound to its VFIO driver, and free.
 
   DEV   a PCI address, or the directory of any device under /sys (/sys/bus/mdev/devices/UUID)
 
@@ -55,8 +59,8 @@ export async function checkDevice(args: readonly string[]): Promise<number> {
   const exerciserFile = parsed.value('exerciser');
   // Bad input is said before anything is started.
   if (exerciserFile !== null) await loadExerciser(exerciserFile);
+  const repeat = { deviceText, exerciserFile, destructive: parsed.flag('destructive'), abi: abiOf(parsed) };
   findDevice(HOST_PATHS, deviceText);
-  const repeat = { deviceText, exerciserFile, destructive: parsed.flag('destructive') };
   const children = new RuleChildren({ ...childCommand(repeat), limitMs: CALL_MS, proc: HOST_PATHS.proc });
   const rows = !parsed.flag('json') && !parsed.flag('tap');
   try {
@@ -82,12 +86,20 @@ function deviceOf(parsed: Parsed): string {
   return device;
 }
 
+function abiOf(parsed: Parsed): Generation | null {
+  const text = parsed.value('abi');
+  if (text === null) return null;
+  const abi = GENERATIONS.find((each) => each === text);
+  if (abi !== undefined) return abi;
+  throw new VmmError('usage', `--abi ${text}: there is no such generation; it is one of ${GENERATIONS.join(', ')}`);
+}
+
 /** This very program, however it was started: node's own options, the script, and the internal verb. */
-function childCommand(repeat: { deviceText: string; exerciserFile: string | null; destructive: boolean }) {
-  const { deviceText, exerciserFile, destructive } = repeat;
+function childCommand({ deviceText, exerciserFile, destructive, abi }: Repeat) {
   const options = [
     ...(exerciserFile === null ? [] : ['--exerciser', exerciserFile]),
     ...(destructive ? ['--destructive'] : []),
+    ...(abi === null ? [] : ['--abi', abi]),
   ];
   const script = process.argv[1] ?? '';
   const args = [...process.execArgv, script, 'vfio', 'check-child', deviceText, ...options];
@@ -109,6 +121,7 @@ export async function checkChild(args: readonly string[]): Promise<number> {
     deviceText: deviceOf(parsed),
     exerciserFile: parsed.value('exerciser'),
     destructive: parsed.flag('destructive'),
+    abi: abiOf(parsed),
   };
   try {
     await serve(options, createInterface({ input: process.stdin }), send);

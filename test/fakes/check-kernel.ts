@@ -63,6 +63,7 @@ export class CheckKernel implements CheckDoor {
       door: this,
       ram: this.#ram,
       iova: IOVA,
+      tracks: true,
       openDevice: () => this.#number('device'),
       map: async () => {
         this.#mapped = true;

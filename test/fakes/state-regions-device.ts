@@ -45,6 +45,8 @@ export interface StateDeviceOptions {
   readonly version?: number;
   readonly extraCaps?: number;
   readonly ctlSize?: number;
+  /** A number that is no state is an error. */
+  readonly strictStates?: boolean;
 }
 
 export interface CtlFailure {
@@ -65,6 +67,8 @@ export class StateRegionsDevice implements FakeRegionDevice {
   readonly refuse: { readonly from: number; readonly to: number }[] = [];
   config: Uint8Array;
   deviceMemory: Uint8Array | null;
+  /** Device memory has changed, which LOGGING tells. */
+  memoryTouched = false;
   state = 0;
   active = true;
   gone = false;
@@ -173,7 +177,9 @@ export class StateRegionsDevice implements FakeRegionDevice {
     if (field === 'config.size') return this.#options.gvtG === true ? this.regions[1]!.size : this.#configSize;
     if (field === 'memory.size' && this.deviceMemory !== null) {
       this.actions.push(`memory snapshot in ${this.state}`);
-      this.#snapshot = (this.state & LOGGING) === 0 ? this.deviceMemory.slice() : new Uint8Array(0);
+      const told = (this.state & LOGGING) === 0 || this.memoryTouched;
+      this.memoryTouched = false;
+      this.#snapshot = told ? this.deviceMemory.slice() : new Uint8Array(0);
       return this.#snapshot.length;
     }
     throw new SysError('a driver would say', EINVAL);
@@ -194,6 +200,7 @@ export class StateRegionsDevice implements FakeRegionDevice {
     if (this.refuse.some((each) => each.from === from && each.to === to)) throw new SysError('pwrite', EIO);
     this.states.push(to);
     if (to > 3 || to === from) this.violations.push(`state ${from} -> ${to}`);
+    if (to > 3 && this.#options.strictStates === true) throw new SysError('pwrite', EINVAL);
     this.state = to;
     if (this.#options.gvtG !== true) this.active = (to & STOP) === 0;
     else if (to === STOP) this.active = false;

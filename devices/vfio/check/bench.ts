@@ -6,26 +6,15 @@ import {
   VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
   VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
   VFIO_DEVICE_FEATURE_MIGRATION,
-  VFIO_DEVICE_RESET,
   VFIO_MIGRATION_P2P,
   VFIO_MIGRATION_PRE_COPY,
 } from '../../../native/abi/vfio.ts';
-import type { GuestRam } from '../../../native/addon.ts';
-import { SysError } from '../../../native/errno.ts';
-import { KernelDevice } from '../kernel-device.ts';
 import { callFeature, FEATURE_DATA, featureArg, probeFeature } from '../migration/feature-arg.ts';
-import type { CheckDoor } from './check-door.ts';
 import { DataFd } from './data-fd.ts';
-import type { Exerciser, ExerciserPort } from './exerciser.ts';
-import type { KernelLog } from './kernel-log.ts';
+import { hasDmaLog } from './dma-log.ts';
+import { type BenchHost, codeOf, OpenedDevice, openWith } from './opened.ts';
 import { type Able, ERROR, RESUMING, RUNNING, STOP_COPY, stateName, statesOf } from './oracle.ts';
-import type { DevicePlace } from './place.ts';
-import { Unreachable } from './rule.ts';
-
-const CONFIG = 7;
-const COMMAND = 4;
-/** Memory decode and bus mastering: drivers cannot save a device that does not decode. */
-const DECODE_AND_MASTER = 0x6;
+import { type DriverNeed, Unreachable } from './rule.ts';
 
 export interface SetAnswer {
   /** Name of the errno; null: it succeeded. */
@@ -36,34 +25,15 @@ export interface SetAnswer {
   readonly state: number;
 }
 
-export interface BenchHost {
-  readonly place: DevicePlace;
-  readonly exerciser: Exerciser | null;
-  /** How long something forbidden is waited for. */
-  readonly settleMs: number;
-  /** The host's /proc. */
-  readonly proc: string;
-  readonly kernel: KernelLog;
-  /** Migrations in one batch of the rule about leaks, at most. */
-  readonly loops: number;
-}
-
-export class Bench {
-  readonly host: BenchHost;
+export class Bench extends OpenedDevice {
   readonly flags: bigint;
   readonly able: Able;
   readonly hasDataSize: boolean;
-  readonly door: CheckDoor;
-  #device: KernelDevice;
-  #fd: number;
   readonly #data: DataFd[] = [];
   #stream: Uint8Array | null = null;
 
   private constructor(host: BenchHost, fd: number) {
-    this.host = host;
-    this.door = host.place.door;
-    this.#fd = fd;
-    this.#device = this.#wrap(fd);
+    super(host, fd);
     const arg = featureArg(VFIO_DEVICE_FEATURE_MIGRATION, 'get', 8);
     this.door.ioctl('VFIO_DEVICE_FEATURE(MIGRATION)', fd, VFIO_DEVICE_FEATURE, arg.bytes);
     this.flags = arg.view.getBigUint64(FEATURE_DATA, true);
@@ -73,58 +43,38 @@ export class Bench {
   }
 
   static open(host: BenchHost): Bench {
-    const fd = host.place.openDevice();
-    try {
-      const bench = new Bench(host, fd);
-      bench.#decode();
-      return bench;
-    } catch (error) {
-      host.place.door.closeFd(fd);
-      throw error;
-    }
+    return openWith(host, (fd) => new Bench(host, fd));
   }
 
-  get fd(): number {
-    return this.#fd;
+  offers(): string[] {
+    return [
+      ...((this.flags & 1n) === 0n ? [] : ['STOP_COPY']),
+      ...(this.able.p2p ? ['P2P'] : []),
+      ...(this.able.preCopy ? ['PRE_COPY'] : []),
+      ...(this.hasDataSize ? ['MIG_DATA_SIZE'] : []),
+      ...(hasDmaLog(this) ? ['DMA_LOGGING'] : []),
+      ...(this.device.info.canReset ? ['RESET'] : []),
+    ];
   }
-  get device(): KernelDevice {
-    return this.#device;
+
+  override has(need: DriverNeed): boolean {
+    if (need === 'pre-copy') return this.able.preCopy;
+    if (need === 'p2p') return this.able.p2p;
+    if (need === 'data-size') return this.hasDataSize;
+    if (need === 'dma-log') return hasDmaLog(this);
+    return super.has(need);
   }
-  get ram(): GuestRam {
-    return this.host.place.ram;
-  }
-  get kernel(): KernelLog {
-    return this.host.kernel;
-  }
+
   get states(): number[] {
     return statesOf(this.able);
   }
-  /** What a rule's needs have made sure of. */
-  get exerciser(): Exerciser {
-    if (this.host.exerciser === null) throw new Unreachable('no exerciser');
-    return this.host.exerciser;
-  }
-  get port(): ExerciserPort {
-    const { place } = this.host;
-    return {
-      readRegion: (index, offset, into) => this.#device.readRegion(index, offset, into),
-      writeRegion: (index, offset, from) => this.#device.writeRegion(index, offset, from),
-      ram: place.ram,
-      iova: place.iova,
-      sleep,
-    };
-  }
-  settle(): Promise<void> {
-    return sleep(this.host.settleMs);
-  }
-
   get(): number {
     return this.getWhole().state;
   }
 
   getWhole(): { readonly state: number; readonly fd: number } {
     const arg = featureArg(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, 'get', 8);
-    this.door.ioctl('VFIO_DEVICE_FEATURE(GET MIG_DEVICE_STATE)', this.#fd, VFIO_DEVICE_FEATURE, arg.bytes);
+    this.door.ioctl('VFIO_DEVICE_FEATURE(GET MIG_DEVICE_STATE)', this.fd, VFIO_DEVICE_FEATURE, arg.bytes);
     return { state: arg.view.getUint32(FEATURE_DATA, true), fd: arg.view.getInt32(FEATURE_DATA + 4, true) };
   }
 
@@ -135,7 +85,7 @@ export class Bench {
     arg.view.setInt32(FEATURE_DATA + 4, -1, true);
     let error: string | null = null;
     try {
-      await callFeature({ door: this.door, fd: this.#fd }, `MIG_DEVICE_STATE=${stateName(to)}`, arg);
+      await callFeature({ door: this.door, fd: this.fd }, `MIG_DEVICE_STATE=${stateName(to)}`, arg);
     } catch (cause) {
       error = codeOf(cause);
     }
@@ -184,29 +134,9 @@ export class Bench {
     const from = this.get();
     if (from === RUNNING) return this.closeData();
     if (from !== RESUMING && from !== ERROR && (await this.set(RUNNING)).state === RUNNING) return this.closeData();
-    if (!this.#device.info.canReset || (await this.reset()) !== null) await this.reopen();
+    if (!this.device.info.canReset || (await this.reset()) !== null) await this.reopen();
     if (this.get() !== RUNNING) throw new Unreachable(`nothing led back to RUNNING from ${stateName(from)}`);
     this.closeData();
-  }
-
-  /** null, or the errno's name. */
-  async reset(): Promise<string | null> {
-    try {
-      await this.door.ioctlAsync('VFIO_DEVICE_RESET', this.#fd, VFIO_DEVICE_RESET, 0);
-    } catch (error) {
-      return codeOf(error);
-    }
-    this.#decode();
-    return null;
-  }
-
-  /** Data fds stay open, as a user might leave them. */
-  async reopen(): Promise<void> {
-    this.door.closeFd(this.#fd);
-    this.#fd = -1;
-    this.#fd = this.host.place.openDevice();
-    this.#device = this.#wrap(this.#fd);
-    this.#decode();
   }
 
   /** A whole stream of this device as it was at the first call, for rules about loading. */
@@ -230,34 +160,8 @@ export class Bench {
     for (const data of this.#data.splice(0)) data.close();
   }
 
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     this.closeData();
-    if (this.#fd >= 0) this.door.closeFd(this.#fd);
-    this.#fd = -1;
+    await super.close();
   }
-
-  #wrap(fd: number): KernelDevice {
-    const { door, name } = this.host.place;
-    const closed = async () => {};
-    return new KernelDevice({ kind: 'group', name, door, fd, migration: null, dmaLog: null, closing: null, closed });
-  }
-
-  /** PCI devices: open and reset take PCI_COMMAND away. */
-  #decode(): void {
-    const config = this.#device.info.regions.find((each) => each.index === CONFIG);
-    if (config === undefined || config.size < 64) return;
-    const command = new Uint8Array(2);
-    this.#device.readRegion(CONFIG, COMMAND, command);
-    command[0] = (command[0] as number) | DECODE_AND_MASTER;
-    this.#device.writeRegion(CONFIG, COMMAND, command);
-  }
-}
-
-export function sleep(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-export function codeOf(error: unknown): string {
-  if (error instanceof SysError) return error.code;
-  throw error;
 }

@@ -2,12 +2,16 @@
 // cli/vfio-check.ts; JS thread. The rows of kernel.log and calls.end gather what came up in any rule.
 import { VmmError } from '../../../native/errno.ts';
 import type { Ended, Ready, RuleChildren } from './children.ts';
-import type { Finding, Outcome, Rule, RuleResult } from './rule.ts';
-import { HANG_RULE, KERNEL_RULE, RULES } from './rules.ts';
+import type { Finding, Generation, Outcome, RuleResult, RuleText } from './rule.ts';
+import { HANG_RULE, KERNEL_RULE } from './rules.ts';
 import { type RuleHost, repeatOf } from './run-rule.ts';
+import { ALL_RULES, SUITES } from './suites.ts';
 
 export interface CheckReport {
   readonly device: string;
+  readonly generation: Generation;
+  /** How the generation was found. */
+  readonly facts: readonly string[];
   readonly offers: readonly string[];
   readonly exerciser: string | null;
   readonly results: readonly RuleResult[];
@@ -15,11 +19,11 @@ export interface CheckReport {
 }
 
 /** For the commands that repeat a finding. */
-export type Repeat = Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive'>;
+export type Repeat = Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi'>;
 
 /** `--only`: a rule's name, or an area's (states.). Throws VmmError for one that does not exist. */
-export function chooseRules(only: readonly string[]): readonly Rule[] {
-  if (only.length === 0) return RULES;
+export function chooseRules(only: readonly string[]): readonly RuleText[] {
+  if (only.length === 0) return ALL_RULES;
   const watched: readonly string[] = [KERNEL_RULE.name, HANG_RULE.name];
   for (const name of only) {
     if (watched.includes(name)) {
@@ -28,32 +32,33 @@ export function chooseRules(only: readonly string[]): readonly Rule[] {
         `--only ${name}: it is watched while other rules run; name the one that it came up in`,
       );
     }
-    if (!RULES.some((rule) => matches(rule, name))) {
+    if (!ALL_RULES.some((rule) => matches(rule, name))) {
       throw new VmmError('usage', `--only ${name}: there is no such rule; \`ferry vfio check --rules\` lists them`);
     }
   }
-  return RULES.filter((rule) => only.some((name) => matches(rule, name)));
+  return ALL_RULES.filter((rule) => only.some((name) => matches(rule, name)));
 }
 
-function matches(rule: Rule, name: string): boolean {
+function matches(rule: RuleText, name: string): boolean {
   return rule.name === name || rule.name.startsWith(`${name}.`);
 }
 
 export async function runCheck(
   children: RuleChildren,
-  rules: readonly Rule[],
+  rules: readonly RuleText[],
   repeat: Repeat,
   seen: (result: RuleResult) => void,
 ): Promise<CheckReport> {
   const ready = await children.start();
+  const own = ofGeneration(rules, ready);
   const results: RuleResult[] = [];
   const watched: Finding[] = [];
-  for (const rule of rules) {
+  for (const rule of own) {
     const result = await resultOf(children, rule, repeat);
     watched.push(...result.findings.filter((finding) => finding.rule !== rule.name));
-    const own = { ...result, findings: result.findings.filter((finding) => finding.rule === rule.name) };
-    results.push(own);
-    seen(own);
+    const kept = { ...result, findings: result.findings.filter((finding) => finding.rule === rule.name) };
+    results.push(kept);
+    seen(kept);
   }
   for (const row of watchedRows(ready, watched)) {
     results.push(row);
@@ -61,6 +66,8 @@ export async function runCheck(
   }
   return {
     device: repeat.deviceText,
+    generation: ready.generation,
+    facts: ready.facts,
     offers: ready.offers,
     exerciser: ready.exerciser,
     results,
@@ -68,8 +75,19 @@ export async function runCheck(
   };
 }
 
+/** A region device is not held to v2's rules, nor the other way round. */
+function ofGeneration(rules: readonly RuleText[], { generation, facts }: Ready): readonly RuleText[] {
+  const names = new Set(SUITES[generation].rules.map(({ name }) => name));
+  const own = rules.filter(({ name }) => names.has(name));
+  if (own.length > 0) return own;
+  throw new VmmError(
+    'usage',
+    `--only: this device speaks ${generation} (${facts.join('; ')}), which none of those rules is about: name others, or --abi`,
+  );
+}
+
 /** A child that does not start again is no reason to lose what was found before. */
-async function resultOf(children: RuleChildren, rule: Rule, repeat: Repeat): Promise<RuleResult> {
+async function resultOf(children: RuleChildren, rule: RuleText, repeat: Repeat): Promise<RuleResult> {
   const begun = performance.now();
   let ended: Ended;
   try {

@@ -7,12 +7,15 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { VmmError } from '../../../native/errno.ts';
-import type { RuleResult } from './rule.ts';
+import type { Generation, RuleResult } from './rule.ts';
 
 /** What a child sends, a JSON line each, on its fd 3. */
 export type FromChild =
   | {
       readonly kind: 'ready';
+      readonly generation: Generation;
+      /** How it was found. */
+      readonly facts: readonly string[];
       readonly exerciser: string | null;
       readonly offers: readonly string[];
       /** Whether /dev/kmsg could be read. */

@@ -9,7 +9,8 @@ import {
   vfio_device_feature_dma_logging_report,
 } from '../../../native/abi/vfio.ts';
 import { callFeature, FEATURE_DATA, featureArg, probeFeature } from '../migration/feature-arg.ts';
-import { type Bench, codeOf } from './bench.ts';
+import type { Bench } from './bench.ts';
+import { codeOf } from './opened.ts';
 import { Unreachable } from './rule.ts';
 
 export interface IovaRange {

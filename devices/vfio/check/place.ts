@@ -19,8 +19,8 @@ import { checkOpenable } from '../open-checks.ts';
 import { readType1Info, Type1Dma } from '../type1-dma.ts';
 import type { CheckDoor } from './check-door.ts';
 
-/** Low enough for a device that reaches 28 bits (edu's default), above what x86 keeps for itself. */
-const IOVA = 0x100000;
+/** Low enough for a device that reaches 28 bits (edu's default), and with more pages below it than one answer about dirty pfns covers. */
+const IOVA = 0x1000000;
 const RAM_BYTES = 4 * 2 ** 20;
 
 export interface CheckedDevice {
@@ -35,6 +35,8 @@ export interface DevicePlace {
   readonly ram: GuestRam;
   /** Where `ram` begins for the device. */
   readonly iova: number;
+  /** The container has dirty tracking, which came with v1 of the migration region. */
+  readonly tracks: boolean;
   openDevice(): number;
   map(): Promise<void>;
   unmap(): Promise<void>;
@@ -85,6 +87,7 @@ export async function openPlace(door: CheckDoor, paths: HostPaths, device: Check
       door,
       ram,
       iova: IOVA,
+      tracks: dma.dirty !== null,
       openDevice: () => openDevice(door, group(), device.name),
       map: () => dma.map(range),
       unmap: () => dma.unmap(range),

@@ -2,28 +2,29 @@
 // Implemented by rules-*.ts, run by run-rule.ts in a child process. A rule that cannot get to where it would look throws Unreachable: what kept
 // it from there is another rule's finding.
 import type { Bench } from './bench.ts';
+import type { OpenedDevice } from './opened.ts';
 
-/** What must be there for a rule to say anything. The last five are the user's to give, the others the driver's. */
-export type Need =
-  | 'pre-copy'
-  | 'p2p'
-  | 'data-size'
-  | 'dma-log'
-  | 'reset'
-  | 'dma'
-  | 'interrupt'
-  | 'inner'
-  | 'destructive';
+/** Which generation of VFIO's migration interface: as x-migration-abi calls them. */
+export type Generation = 'v2' | 'v1' | 'v7' | 'regions';
 
-export interface Rule {
+/** What a rule presupposes of driver and kernel. */
+export type DriverNeed = 'pre-copy' | 'p2p' | 'data-size' | 'dma-log' | 'reset' | 'device-memory' | 'system-memory';
+
+/** What must be there for a rule to say anything; these more are the user's to give. */
+export type Need = DriverNeed | 'dma' | 'interrupt' | 'inner' | 'destructive';
+
+export interface RuleText {
   /** area.name */
   readonly name: string;
   /** What must hold, in our words. */
   readonly title: string;
-  /** A sentence of linux/vfio.h (v6.14) that says so. */
+  /** A sentence that says so: of linux/vfio.h (v6.14), or of the text of the older interface. */
   readonly cites: string;
   readonly needs: readonly Need[];
-  run(trial: Trial): Promise<void>;
+}
+
+export interface Rule<B extends OpenedDevice = Bench> extends RuleText {
+  run(trial: Trial<B>): Promise<void>;
 }
 
 export interface Finding {
@@ -53,12 +54,12 @@ export class Unreachable extends Error {
   override readonly name = 'Unreachable';
 }
 
-export class Trial {
-  readonly bench: Bench;
+export class Trial<B extends OpenedDevice = Bench> {
+  readonly bench: B;
   readonly findings: { readonly did: string; readonly expected: string; readonly seen: string }[] = [];
   readonly notes: string[] = [];
 
-  constructor(bench: Bench) {
+  constructor(bench: B) {
     this.bench = bench;
   }
 

@@ -2,8 +2,9 @@
 // linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE
 import { VFIO_DEVICE_FEATURE_MIG_DATA_SIZE } from '../../../native/abi/vfio.ts';
 import { callFeature, FEATURE_DATA, featureArg } from '../migration/feature-arg.ts';
-import { type Bench, codeOf } from './bench.ts';
+import type { Bench } from './bench.ts';
 import type { DataFd } from './data-fd.ts';
+import { codeOf } from './opened.ts';
 import { PRE_COPY, PRE_COPY_P2P, RUNNING, STOP, STOP_COPY, stateName } from './oracle.ts';
 import { type Rule, Unreachable } from './rule.ts';
 

@@ -1,7 +1,8 @@
 // Rules about a device that stands still: in STOP, STOP_COPY and RESUMING no DMA, no interrupt, no change inside; and that it works again in
 // RUNNING. They need an exerciser that makes it work first. linux/vfio.h, enum vfio_device_mig_state, "RUNNING_P2P -> STOP"
-import { type Bench, codeOf } from './bench.ts';
+import type { Bench } from './bench.ts';
 import type { DmaExercise, InterruptExercise } from './exerciser.ts';
+import { codeOf, type OpenedDevice } from './opened.ts';
 import { PRE_COPY_P2P, RESUMING, RUNNING, RUNNING_P2P, STOP, STOP_COPY, stateName } from './oracle.ts';
 import { type Rule, Unreachable } from './rule.ts';
 
@@ -11,20 +12,25 @@ const PAGE = 4096;
 /** Where the rules let the device write: the first pages of the buffer. */
 const TARGET = 2 * PAGE;
 
-export function dmaOf(bench: Bench): DmaExercise {
+export function dmaOf(bench: OpenedDevice): DmaExercise {
   const { dma } = bench.exerciser;
   if (dma === null) throw new Unreachable('the exerciser has no DMA');
   return dma;
 }
 
-export function ramAt(bench: Bench, offset: number, length: number): Buffer {
+export function ramAt(bench: OpenedDevice, offset: number, length: number): Buffer {
   const bytes = Buffer.alloc(length);
   bench.ram.copyOut(offset, bytes);
   return bytes;
 }
 
 /** Starts a write into zeroed memory; gives its length. */
-export async function startWrite(bench: Bench, offset: number, seed: number, dma = dmaOf(bench)): Promise<number> {
+export async function startWrite(
+  bench: OpenedDevice,
+  offset: number,
+  seed: number,
+  dma = dmaOf(bench),
+): Promise<number> {
   const length = Math.min(dma.maxBytes, PAGE);
   bench.ram.copyIn(offset, new Uint8Array(PAGE));
   await dma.startWrite(bench.port, bench.host.place.iova + offset, length, seed);
@@ -32,7 +38,7 @@ export async function startWrite(bench: Bench, offset: number, seed: number, dma
 }
 
 /** Until all of it is there; false: it never came. */
-export async function landed(bench: Bench, offset: number, length: number, seed: number): Promise<boolean> {
+export async function landed(bench: OpenedDevice, offset: number, length: number, seed: number): Promise<boolean> {
   const dma = dmaOf(bench);
   const wanted = Buffer.from(dma.pattern(seed, length));
   // An emulated host may be much slower than the device was measured with.

@@ -1,6 +1,7 @@
 // Rules about the states: which changes work, where they end, which give a data fd. What is expected comes from oracle.ts.
 // linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE and enum vfio_device_mig_state
-import { type Bench, codeOf, type SetAnswer } from './bench.ts';
+import type { Bench, SetAnswer } from './bench.ts';
+import { codeOf } from './opened.ts';
 import {
   ERROR,
   type Expected,

@@ -1,9 +1,19 @@
 // Runs one rule on a freshly opened device and says what came of it. Called by the child of a check, and by unit tests in their own process.
 // Nothing that a driver does makes this throw; what does is a mistake of ours or a device that cannot be opened.
 import { SysError } from '../../../native/errno.ts';
-import { Bench, type BenchHost } from './bench.ts';
-import { hasDmaLog } from './dma-log.ts';
-import { type Finding, type Need, type Outcome, type Rule, type RuleResult, Trial, Unreachable } from './rule.ts';
+import { Bench } from './bench.ts';
+import type { BenchHost, OpenedDevice } from './opened.ts';
+import {
+  type Finding,
+  type Generation,
+  type Need,
+  type Outcome,
+  type Rule,
+  type RuleResult,
+  type RuleText,
+  Trial,
+  Unreachable,
+} from './rule.ts';
 import { KERNEL_RULE } from './rules.ts';
 
 export interface RuleHost extends BenchHost {
@@ -12,6 +22,8 @@ export interface RuleHost extends BenchHost {
   readonly deviceText: string;
   /** --exerciser FILE, so that it is repeated too; null: none. */
   readonly exerciserFile: string | null;
+  /** --abi, so that it is repeated too; null: none. */
+  readonly abi: Generation | null;
 }
 
 const LACKS: Readonly<Record<Need, readonly [Outcome, string]>> = {
@@ -20,35 +32,35 @@ const LACKS: Readonly<Record<Need, readonly [Outcome, string]>> = {
   'data-size': ['not reachable', 'driver or kernel has no MIG_DATA_SIZE'],
   'dma-log': ['not reachable', 'the driver has no log of its DMA'],
   reset: ['not reachable', 'the device has no reset (VFIO_DEVICE_FLAGS_RESET)'],
+  'device-memory': ['not reachable', 'the device has no memory of its own (VFIO_DEVICE_DATA_CAP_DEVICE_MEMORY)'],
+  'system-memory': ['not reachable', 'the device has no dirty bitmap (VFIO_DEVICE_DATA_CAP_SYSTEM_MEMORY)'],
   dma: ['not exercised', 'needs an exerciser with DMA: --exerciser FILE'],
   interrupt: ['not exercised', 'needs an exerciser with an interrupt: --exerciser FILE'],
   inner: ['not exercised', 'needs an exerciser that changes and hashes the internal state: --exerciser FILE'],
   destructive: ['not exercised', 'may disturb the host: only with --destructive'],
 };
 
-function lacking(need: Need, bench: Bench, host: RuleHost): boolean {
-  switch (need) {
-    case 'pre-copy':
-      return !bench.able.preCopy;
-    case 'p2p':
-      return !bench.able.p2p;
-    case 'data-size':
-      return !bench.hasDataSize;
-    case 'dma-log':
-      return !hasDmaLog(bench);
-    case 'reset':
-      return !bench.device.info.canReset;
-    case 'destructive':
-      return !host.destructive;
-    default:
-      return host.exerciser === null || host.exerciser[need] === null;
+function lacking(need: Need, bench: OpenedDevice, host: RuleHost): boolean {
+  if (need === 'destructive') return !host.destructive;
+  if (need === 'dma' || need === 'interrupt' || need === 'inner') {
+    return host.exerciser === null || host.exerciser[need] === null;
   }
+  return !bench.has(need);
 }
 
-export async function runRule(rule: Rule, host: RuleHost): Promise<RuleResult> {
+export function runRule(rule: Rule, host: RuleHost): Promise<RuleResult> {
+  return runOn(rule, Bench.open, host);
+}
+
+/** `open`: as the rule's generation has it. */
+export async function runOn<B extends OpenedDevice>(
+  rule: Rule<B>,
+  open: (host: BenchHost) => B,
+  host: RuleHost,
+): Promise<RuleResult> {
   const begun = performance.now();
   host.kernel.take();
-  const bench = Bench.open(host);
+  const bench = open(host);
   const trial = new Trial(bench);
   let kept: readonly [Outcome, string] | null = null;
   try {
@@ -80,13 +92,16 @@ export async function runRule(rule: Rule, host: RuleHost): Promise<RuleResult> {
 }
 
 /** What was seen before a rule could go no further counts all the same. */
-function outcomeOf(trial: Trial, kept: readonly [Outcome, string] | null): Outcome {
+function outcomeOf(
+  trial: { findings: readonly unknown[]; notes: readonly string[] },
+  kept: readonly [Outcome, string] | null,
+): Outcome {
   if (trial.findings.length > 0) return 'finding';
   if (kept !== null) return kept[0];
   return trial.notes.length > 0 ? 'note' : 'ok';
 }
 
-function kernelFindings(rule: Rule, host: RuleHost): Finding[] {
+function kernelFindings(rule: RuleText, host: RuleHost): Finding[] {
   const lines = host.kernel.take();
   if (lines.length === 0) return [];
   return [
@@ -103,8 +118,9 @@ function kernelFindings(rule: Rule, host: RuleHost): Finding[] {
 
 export function repeatOf(
   rule: { readonly name: string },
-  host: Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive'>,
+  host: Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi'>,
 ): string {
   const file = host.exerciserFile === null ? '' : ` --exerciser ${host.exerciserFile}`;
-  return `ferry vfio check ${host.deviceText} --only ${rule.name}${file}${host.destructive ? ' --destructive' : ''}`;
+  const abi = host.abi === null ? '' : ` --abi ${host.abi}`;
+  return `ferry vfio check ${host.deviceText} --only ${rule.name}${abi}${file}${host.destructive ? ' --destructive' : ''}`;
 }

@@ -1,15 +1,15 @@
 // The child of a check: opens the device, then runs each rule that it is told, one at a time, and sends what came of it. Started by children.ts
 // through cli/vfio-check.ts; ends when its input does. A hang or a crash of it is what the parent watches for.
 import type { HostPaths } from '../kernel-door.ts';
-import { Bench } from './bench.ts';
 import type { CheckDoor } from './check-door.ts';
 import type { FromChild } from './children.ts';
-import { hasDmaLog } from './dma-log.ts';
 import { type Exerciser, exerciserFor, guarded, loadExerciser } from './exerciser.ts';
+import { findGeneration } from './generation.ts';
 import { DEAF, openKernelLog } from './kernel-log.ts';
 import { type DevicePlace, findDevice, openPlace } from './place.ts';
-import { RULES } from './rules.ts';
-import { type RuleHost, runRule } from './run-rule.ts';
+import type { Generation } from './rule.ts';
+import type { RuleHost } from './run-rule.ts';
+import { SUITES, type Suite } from './suites.ts';
 
 const CONFIG = 7;
 /** Three times as long as the slowest thing that a stopped device was seen to do late (edu: 100 ms). */
@@ -22,6 +22,8 @@ export interface ServeOptions {
   readonly deviceText: string;
   readonly exerciserFile: string | null;
   readonly destructive: boolean;
+  /** `--abi`; null: what the device is found to speak. */
+  readonly abi: Generation | null;
 }
 
 export async function serve(
@@ -35,10 +37,12 @@ export async function serve(
   const place = await openPlace(door, paths, findDevice(paths, options.deviceText));
   const kernel = openKernelLog(paths);
   try {
-    const facts = look(place, loaded, { proc: paths.proc });
+    const { generation, facts } = await findGeneration(place, options.abi);
+    const suite = SUITES[generation];
+    const { exerciser, offers } = look(place, loaded, { suite, proc: paths.proc });
     const host: RuleHost = {
       place,
-      exerciser: facts.exerciser === null ? null : guarded(facts.exerciser),
+      exerciser: exerciser === null ? null : guarded(exerciser),
       settleMs: SETTLE_MS,
       proc: paths.proc,
       kernel: kernel ?? DEAF,
@@ -46,9 +50,11 @@ export async function serve(
       destructive: options.destructive,
       deviceText: options.deviceText,
       exerciserFile,
+      abi: options.abi,
     };
-    send({ kind: 'ready', exerciser: facts.exerciser?.name ?? null, offers: facts.offers, kernelLog: kernel !== null });
-    await serveLines(host, lines, send);
+    const name = exerciser?.name ?? null;
+    send({ kind: 'ready', generation, facts, exerciser: name, offers, kernelLog: kernel !== null });
+    await serveLines(suite, host, lines, send);
   } finally {
     kernel?.close();
     await place.close();
@@ -72,6 +78,8 @@ function toldOf(door: CheckDoor, send: (message: FromChild) => void): CheckDoor 
     ...door,
     ioctl: (...call) => ended(door.ioctl(...call)),
     ioctlAsync: (...call) => settled(door.ioctlAsync(...call)),
+    preadAsync: (...call) => settled(door.preadAsync(...call)),
+    pwriteAsync: (...call) => settled(door.pwriteAsync(...call)),
     readFd: (...call) => settled(door.readFd(...call)),
     writeFd: (...call) => settled(door.writeFd(...call)),
   };
@@ -79,18 +87,16 @@ function toldOf(door: CheckDoor, send: (message: FromChild) => void): CheckDoor 
 
 /** The rest of serve(), once there is a device: a test has a scripted one. */
 export async function serveLines(
+  suite: Suite,
   host: RuleHost,
   lines: AsyncIterable<string>,
   send: (message: FromChild) => void,
 ): Promise<void> {
   for await (const line of lines) {
-    const rule = RULES.find((each) => each.name === line);
-    if (rule === undefined) {
-      send({ kind: 'failed', message: `there is no rule ${line}` });
-      continue;
-    }
     try {
-      send({ kind: 'result', result: await runRule(rule, host) });
+      const result = await suite.run(line, host);
+      if (result === null) send({ kind: 'failed', message: `there is no rule ${line}` });
+      else send({ kind: 'result', result });
     } catch (error) {
       send({ kind: 'failed', message: (error as Error).stack ?? String(error) });
     }
@@ -101,22 +107,15 @@ export async function serveLines(
 function look(
   place: DevicePlace,
   loaded: Exerciser | null,
-  { proc }: { readonly proc: string },
+  { suite, proc }: { readonly suite: Suite; readonly proc: string },
 ): { readonly exerciser: Exerciser | null; readonly offers: readonly string[] } {
-  const bench = Bench.open({ place, exerciser: null, settleMs: 0, proc, kernel: DEAF, loops: 0 });
-  const offers = [
-    ...((bench.flags & 1n) === 0n ? [] : ['STOP_COPY']),
-    ...(bench.able.p2p ? ['P2P'] : []),
-    ...(bench.able.preCopy ? ['PRE_COPY'] : []),
-    ...(bench.hasDataSize ? ['MIG_DATA_SIZE'] : []),
-    ...(hasDmaLog(bench) ? ['DMA_LOGGING'] : []),
-    ...(bench.device.info.canReset ? ['RESET'] : []),
-  ];
+  const bench = suite.open({ place, exerciser: null, settleMs: 0, proc, kernel: DEAF, loops: 0 });
   const config = bench.device.info.regions.find((each) => each.index === CONFIG && each.size >= 64);
   const ids = new Uint8Array(4);
   if (config !== undefined) bench.device.readRegion(CONFIG, 0, ids);
   const view = new DataView(ids.buffer);
   const own = config === undefined ? null : exerciserFor(view.getUint16(0, true), view.getUint16(2, true));
+  const offers = bench.offers();
   bench.door.closeFd(bench.fd);
   return { exerciser: loaded ?? own, offers };
 }

@@ -15,6 +15,8 @@ const finding = {
 };
 const plain = { reason: null, findings: [], notes: [], ms: 1 };
 const report: CheckReport = {
+  generation: 'v2',
+  facts: ['it has VFIO_DEVICE_FEATURE_MIGRATION'],
   device: '0000:65:00.0',
   offers: ['STOP_COPY', 'P2P'],
   exerciser: null,
@@ -38,7 +40,7 @@ describe('ferry vfio check prints', () => {
   it('the reason why a rule was not exercised, and the sum', () => {
     expect(resultRow(report.results[3]!)).toBe('not exercised  quiet.dma  (needs an exerciser)\n');
     expect(summaryText(report)).toBe(
-      '0000:65:00.0 (STOP_COPY P2P; no exerciser): 1 ok, 1 finding, 1 note, 1 not exercised, 0 not reachable\n',
+      'v2: it has VFIO_DEVICE_FEATURE_MIGRATION\n0000:65:00.0 (v2: STOP_COPY P2P; no exerciser): 1 ok, 1 finding, 1 note, 1 not exercised, 0 not reachable\n',
     );
   });
 
@@ -75,6 +77,7 @@ describe('ferry vfio check refuses', () => {
     [['0000:65:00.0', 'more'], 'one device is wanted'],
     [['0000:65:00.0', '--json', '--tap'], 'exclude each other'],
     [['0000:65:00.0', '--only', 'nothing'], 'there is no such rule'],
+    [['0000:65:00.0', '--abi', 'v9'], 'there is no such generation'],
     [['0000:65:00.0', '--exerciser', '/nowhere.mjs'], 'there is no such file'],
     [['65'], 'not a PCI address'],
     [['/sys/no/such'], 'there is no /sys/no/such'],

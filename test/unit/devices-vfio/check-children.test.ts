@@ -4,15 +4,15 @@ import { describe, expect, it } from 'vitest';
 import { chooseRules, exitCodeOf, runCheck } from '../../../devices/vfio/check/check.ts';
 import { type FromChild, RuleChildren } from '../../../devices/vfio/check/children.ts';
 import type { RuleResult } from '../../../devices/vfio/check/rule.ts';
-import { RULES } from '../../../devices/vfio/check/rules.ts';
 import { serveLines } from '../../../devices/vfio/check/serve.ts';
+import { ALL_RULES, SUITES } from '../../../devices/vfio/check/suites.ts';
 import { CheckKernel } from '../../fakes/check-kernel.ts';
 
 /** A child in a few words: what it does with the name of a rule. */
 function children(
   onRule: string,
   limitMs = 20_000,
-  first = 'send({ kind: "ready", exerciser: null, offers: ["STOP_COPY"], kernelLog: true })',
+  first = 'send({ kind: "ready", generation: "v2", facts: [], exerciser: null, offers: ["STOP_COPY"], kernelLog: true })',
 ) {
   const script = `
     const send = (message) => require('node:fs').writeSync(3, JSON.stringify(message) + '\\n');
@@ -22,7 +22,7 @@ function children(
   return new RuleChildren({ file: process.execPath, args: ['-e', script], limitMs, proc: '/proc' });
 }
 
-const REPEAT = { deviceText: '0000:65:00.0', exerciserFile: null, destructive: false };
+const REPEAT = { deviceText: '0000:65:00.0', exerciserFile: null, destructive: false, abi: null };
 const TWO = chooseRules(['states.flags', 'states.get']);
 const row = (results: readonly RuleResult[], rule: string) => results.find((each) => each.rule === rule);
 
@@ -36,6 +36,18 @@ async function report(onRule: string, limitMs?: number) {
 }
 
 describe('a check in children', () => {
+  it('runs the rules of the generation that the device speaks, and no others', async () => {
+    const ready = `send({ kind: "ready", generation: "v1", facts: ["a fact"], exerciser: null, offers: [], kernelLog: true })`;
+    const own = children('ok(rule)', 20_000, ready);
+    const both = chooseRules(['states.flags', 'region.first', 'pfns']);
+    const seen = await runCheck(own, both, REPEAT, () => {});
+    expect(seen).toMatchObject({ generation: 'v1', facts: ['a fact'] });
+    expect(seen.results.map(({ rule }) => rule)).toEqual(['region.first', 'kernel.log', 'calls.end']);
+    const none = runCheck(own, chooseRules(['states', 'pfns']), REPEAT, () => {});
+    await expect(none).rejects.toThrow('this device speaks v1 (a fact), which none of those rules is about');
+    await own.close();
+  });
+
   it('is without findings when every rule is', async () => {
     const seen = await report('ok(rule)');
     expect(seen.summary).toEqual({ ok: 4, finding: 0, note: 0, 'not exercised': 0, 'not reachable': 0 });
@@ -117,7 +129,7 @@ describe('--only', () => {
   it('takes a rule or an area, and refuses what there is not', () => {
     expect(chooseRules(['fd.end']).map(({ name }) => name)).toEqual(['fd.end']);
     expect(chooseRules(['size', 'fd.end']).map(({ name }) => name)).toEqual(['fd.end', 'size.states', 'size.estimate']);
-    expect(chooseRules([])).toBe(RULES);
+    expect(chooseRules([])).toBe(ALL_RULES);
     expect(() => chooseRules(['fd'])).not.toThrow();
     expect(() => chooseRules(['f'])).toThrow('--only f: there is no such rule');
     expect(() => chooseRules(['kernel.log'])).toThrow('watched while other rules run');
@@ -143,8 +155,9 @@ describe('the child', () => {
       destructive: false,
       deviceText: 'x',
       exerciserFile: null,
+      abi: null,
     };
-    await serveLines(host, lines(), (message) => sent.push(message));
+    await serveLines(SUITES.v2, host, lines(), (message) => sent.push(message));
     expect(sent).toMatchObject([
       { kind: 'result', result: { rule: 'states.flags', outcome: 'ok' } },
       { kind: 'result', result: { rule: 'states.numbers', outcome: 'finding' } },

@@ -58,6 +58,7 @@ export async function runAll(options: RunOptions): Promise<{ results: RuleResult
         destructive: options.destructive ?? false,
         deviceText: '0000:65:00.0',
         exerciserFile: null,
+        abi: null,
       });
     }),
   );
