@@ -11,7 +11,7 @@ import {
   VFIO_MIGRATION_PRE_COPY,
 } from '../../../native/abi/vfio.ts';
 import type { GuestRam } from '../../../native/addon.ts';
-import { SysError } from '../../../native/errno.ts';
+import { SysError, VmmError } from '../../../native/errno.ts';
 import { KernelDevice } from '../kernel-device.ts';
 import { callFeature, FEATURE_DATA, featureArg, probeFeature } from '../migration/feature-arg.ts';
 import type { CheckDoor } from './check-door.ts';
@@ -64,9 +64,7 @@ export class Bench {
     this.door = host.place.door;
     this.#fd = fd;
     this.#device = this.#wrap(fd);
-    const arg = featureArg(VFIO_DEVICE_FEATURE_MIGRATION, 'get', 8);
-    this.door.ioctl('VFIO_DEVICE_FEATURE(MIGRATION)', fd, VFIO_DEVICE_FEATURE, arg.bytes);
-    this.flags = arg.view.getBigUint64(FEATURE_DATA, true);
+    this.flags = migrationFlags(host.place, fd);
     const has = (flag: number) => (this.flags & BigInt(flag)) !== 0n;
     this.able = { preCopy: has(VFIO_MIGRATION_PRE_COPY), p2p: has(VFIO_MIGRATION_P2P) };
     this.hasDataSize = probeFeature({ door: this.door, fd }, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, 'get');
@@ -255,6 +253,21 @@ export class Bench {
 
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+function migrationFlags({ door, name }: DevicePlace, fd: number): bigint {
+  const arg = featureArg(VFIO_DEVICE_FEATURE_MIGRATION, 'get', 8);
+  try {
+    door.ioctl('VFIO_DEVICE_FEATURE(MIGRATION)', fd, VFIO_DEVICE_FEATURE, arg.bytes);
+  } catch (cause) {
+    if (codeOf(cause) !== 'ENOTTY') throw cause;
+    throw new VmmError(
+      'no-migration',
+      `${name}: its driver offers no migration of version 2 (VFIO_DEVICE_FEATURE_MIGRATION: ENOTTY), so there is nothing to check; docs/bring-up.md says how it gets one`,
+      { cause },
+    );
+  }
+  return arg.view.getBigUint64(FEATURE_DATA, true);
 }
 
 export function codeOf(error: unknown): string {

@@ -1,6 +1,7 @@
 // The parent of `ferry vfio check`: a child that hangs, that the kernel kills or that cannot open the device; what the report makes of them, and
 // of the kernel's complaints; and the child's own loop over rule names.
 import { describe, expect, it } from 'vitest';
+import { Bench } from '../../../devices/vfio/check/bench.ts';
 import { chooseRules, exitCodeOf, runCheck } from '../../../devices/vfio/check/check.ts';
 import { type FromChild, RuleChildren } from '../../../devices/vfio/check/children.ts';
 import type { RuleResult } from '../../../devices/vfio/check/rule.ts';
@@ -151,5 +152,27 @@ describe('the child', () => {
       { kind: 'failed', message: 'there is no rule no.such' },
     ]);
     await kernel.place.close();
+  });
+
+  it('says of a driver without migration that there is nothing to check, and ends with code 2', async () => {
+    const kernel = new CheckKernel({ quirks: ['no-migration'] });
+    const bench = () =>
+      Bench.open({
+        place: kernel.place,
+        exerciser: null,
+        settleMs: 1,
+        proc: '/proc',
+        kernel: { take: () => [], close: () => {} },
+        loops: 1,
+      });
+    expect(bench).toThrow(
+      expect.objectContaining({
+        code: 'no-migration',
+        exitCode: 2,
+        message: expect.stringMatching(/nothing to check/),
+      }),
+    );
+    await kernel.place.close();
+    expect(kernel.open).toBe(0);
   });
 });
