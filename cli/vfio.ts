@@ -36,7 +36,7 @@ const HELP = `usage: ferry vfio list [--json]
   trace    shows or records every VFIO and iommufd call of a program: ferry vfio trace --help
   replay   plays a recorded trace back to Ferry's own code, with no device: ferry vfio replay --help
 
-  ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0
+  ADDRESS  a PCI address: 0000:65:00.0 or 65:00.0; info: also a mediated device, /sys/bus/mdev/devices/UUID
 
 ${optionHelp(OPTIONS)}
 
