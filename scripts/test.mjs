@@ -91,6 +91,7 @@ const LONGEST = [
   'unit',
   'move.pair',
   'bringup.pair',
+  'bring-up.pair',
   'interrupts.pair',
   'kvm',
   'ends.pair',

@@ -1,6 +1,6 @@
 // Rule: docs/bring-up.md has no block that its lab test could not run, and that test can fail: output that is not as written is told apart, and
 // a command that fails is noticed.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -56,5 +56,11 @@ describe('a document whose commands are run', () => {
       shell.kill();
       rmSync(scratch, { recursive: true });
     }
+  });
+
+  it('is docs/bring-up.md: all of its blocks can be run', () => {
+    const blocks = blocksOf(readFileSync(join(repoRoot(), 'docs/bring-up.md'), 'utf8'));
+    expect(blocks.filter(({ prints }) => prints !== null).length).toBeGreaterThan(5);
+    expect(blocks.filter(({ file }) => file !== null).map(({ file }) => file)).toEqual(['exerciser.mjs']);
   });
 });
