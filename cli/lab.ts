@@ -2,10 +2,11 @@
 // the keeper is this same verb with --foreground. The hosts end when it ends, however it ends.
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { stillRuns } from '../images/cache.ts';
+import { buildGuest } from '../images/guest/build.ts';
 import { parseExtraModule } from '../images/lab/own-kernel.ts';
 import { startCommand } from '../lab/client.ts';
 import { collect } from '../lab/host.ts';
@@ -13,6 +14,7 @@ import { buildLabImage, type LabOptions, prepareLab, startLab } from '../lab/lab
 import { type HostRecord, type LabRecord, labBase, liveLabs } from '../lab/lab-directory.ts';
 import type { LabDeviceKind } from '../lab/qemu-command.ts';
 import { Qmp } from '../lab/qmp.ts';
+import { cacheRoot } from '../lab/root.ts';
 import { VmmError } from '../native/errno.ts';
 
 const HELP = `ferry lab - hosts with KVM, an IOMMU and PCI devices to pass through, emulated on this machine
@@ -32,7 +34,9 @@ const HELP = `ferry lab - hosts with KVM, an IOMMU and PCI devices to pass throu
   ferry lab console [--lab NAME] [--host a|b]      what a host wrote on its serial console
   ferry lab link up|down [--lab NAME]              cuts the link between the hosts silently, as a pulled cable does, or mends it
   ferry lab down [NAME | --all]    ends a lab
-  ferry lab build [--refresh]      builds the image only; --refresh takes Debian's newest 6.12 kernel (after apt-get update)
+  ferry lab build [--refresh]      builds the image only; --refresh takes Debian's newest 6.12 kernel (after apt-get update); prints where it is
+  ferry lab guest                  builds a guest to try things with: Debian's kernel, our workload as its init, the driver of vfio-bringup;
+        prints the directory that has its vmlinuz and initrd
 
 NAME is "lab" if not given, and may be left out where only one lab is up. A lab whose owner has died is gone too.
 FERRY_CACHE: where the image is kept (default: out/cache in the repository). FERRY_LAB_DIR: where running labs are (default: /tmp/ferry-lab-UID).
@@ -253,6 +257,13 @@ async function build(args: string[]): Promise<number> {
   return 0;
 }
 
+async function guest(args: string[]): Promise<number> {
+  parseArgs({ args, options: {} });
+  const image = await buildGuest(cacheRoot(), 'cloud', say, { bringup: true });
+  process.stdout.write(`${dirname(image.vmlinuz)}\n`);
+  return 0;
+}
+
 const VERBS = new Map<string, (args: string[]) => Promise<number>>([
   ['up', up],
   ['exec', exec],
@@ -261,6 +272,7 @@ const VERBS = new Map<string, (args: string[]) => Promise<number>>([
   ['link', link],
   ['down', down],
   ['build', build],
+  ['guest', guest],
 ]);
 
 /** Returns the exit code; throws VmmError for what the user has to mend. */

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 import { StateError, VmmError } from '../native/errno.ts';
 import type { DeviceType, PropertySpec } from './contract.ts';
+import { importModule } from './import-module.ts';
 import { createPciFunction } from './pci/simple-function.ts';
 
 /** What a plug-in that exports a function gets. The same for everybody: nothing in here has state. */
@@ -119,13 +120,6 @@ function propertyProblem(property: string, spec: unknown): string | null {
   if (typeof required !== 'boolean' || typeof help !== 'string')
     return `property '${property}' needs required and help`;
   return null;
-}
-
-/** Handed to the bundle by bin/ferry: a script that runs from kept bytecode has no import() of its own (node:vm). */
-declare const importFile: ((url: string) => Promise<Record<string, unknown>>) | undefined;
-
-function importModule(url: string): Promise<Record<string, unknown>> {
-  return typeof importFile === 'undefined' ? import(url) : importFile(url);
 }
 
 async function importDefault(file: string): Promise<unknown> {

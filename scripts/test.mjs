@@ -1,5 +1,5 @@
 // `npm test`: sets everything up and runs all tests: static checks, unit, fuzz, kvm, lab. `npm test -- unit kvm` runs only those.
-// Three jobs at a time, two of them pairs of lab hosts at most: a lab host has one CPU, and of a pair one host often waits for the other.
+// Two jobs at a time: a lab host has one CPU, and of a pair one host often waits for the other; three make tests of time fail on two cores.
 // Output lines carry their job's name.
 // Ends with "N passed, N failed" alone on a line; every skip is printed with its reason.
 import { spawn } from 'node:child_process';
@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline';
 import { environment, fail, root, setup } from './setup.mjs';
 
 const STAGES = ['unit', 'fuzz', 'kvm', 'lab'];
-const TRACKS = 3;
+const TRACKS = 2;
 /** Of a job's name. */
 const WIDEST = 'demo-interrupt.pair'.length;
 const TOOLS = {
@@ -92,6 +92,7 @@ const LONGEST = [
   'move.pair',
   'unit',
   'bringup.pair',
+  'bring-up.pair',
   'interrupts.pair',
   'kvm',
   'ends.pair',
@@ -123,17 +124,11 @@ function jobs(wanted, extra) {
     found.set(name, vitest(name, 'lab', ...extra, `test/lab/${file}`));
   }
   const place = (name) => (LONGEST.includes(name) ? LONGEST.indexOf(name) : LONGEST.length);
-  return [...found].sort(([a], [b]) => place(a) - place(b));
+  return [...found].sort(([a], [b]) => place(a) - place(b)).map(([, job]) => job);
 }
 
-/** Takes the first job that it may; the last track leaves pairs of lab hosts alone: three of them would be six hosts. */
-function take(queue, mayPair) {
-  const at = queue.findIndex(([name]) => mayPair || !name.endsWith('.pair'));
-  return at < 0 ? undefined : queue.splice(at, 1)[0][1];
-}
-
-async function track(queue, total, mayPair) {
-  for (let job = take(queue, mayPair); job !== undefined && !stopped; job = take(queue, mayPair)) {
+async function track(queue, total) {
+  for (let job = queue.shift(); job !== undefined && !stopped; job = queue.shift()) {
     const result = await job();
     for (const key of Object.keys(total)) total[key] += result[key];
   }
@@ -156,7 +151,7 @@ const wanted = process.argv.slice(2).filter((word) => STAGES.includes(word));
 const extra = process.argv.slice(2).filter((word) => !STAGES.includes(word));
 const queue = jobs(wanted, extra);
 const total = { passed: 0, failed: 0, skipped: 0 };
-await Promise.all(Array.from({ length: TRACKS }, (_, n) => track(queue, total, n < TRACKS - 1)));
+await Promise.all(Array.from({ length: TRACKS }, () => track(queue, total)));
 if (stopped) total.failed++;
 if (total.skipped > 0) process.stdout.write(`\n${total.skipped} skipped, each with its reason above\n`);
 process.stdout.write(`\n${total.passed} passed, ${total.failed} failed\n`);

@@ -166,7 +166,8 @@ export class CheckKernel implements CheckDoor {
   #feature(name: string, view: DataView, patches: readonly Patch[]): void {
     const flags = view.getUint32(4, true);
     const feature = flags & 0xffff;
-    const offered = feature === 9 ? this.#options.dataSize : feature < 6 || this.#options.log;
+    const offered =
+      feature === 9 ? this.#options.dataSize : feature < 6 ? !this.#has('no-migration') : this.#options.log;
     if (!offered) throw new SysError(name, ENOTTY);
     if ((flags & 0x40000) !== 0) return;
     if (feature === 1) view.setBigUint64(8, BigInt(this.#options.flags & (this.#has('no-stop-copy') ? ~1 : ~0)), true);

@@ -104,12 +104,6 @@ export class V2Device {
     while (this.state !== to) {
       const next = this.#next(to);
       opened = await this.#step(next);
-      if (this.has('late-arc') && next === STOP) {
-        setTimeout(() => {
-          this.state = next;
-        }, 5);
-        return opened;
-      }
       this.state = next;
       this.#arrived();
     }

@@ -5,6 +5,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { GuestRam } from '../../../native/addon.ts';
 import { VmmError } from '../../../native/errno.ts';
+import { importModule } from '../../import-module.ts';
 import { bringupExerciser } from './exerciser-bringup.ts';
 import { eduExerciser } from './exerciser-edu.ts';
 import { Unreachable } from './rule.ts';
@@ -77,7 +78,7 @@ export async function loadExerciser(file: string): Promise<Exerciser> {
   if (!existsSync(path)) throw new VmmError('exerciser', `--exerciser ${file}: there is no such file`);
   let loaded: unknown;
   try {
-    loaded = ((await import(pathToFileURL(path).href)) as { default?: unknown }).default;
+    loaded = (await importModule(pathToFileURL(path).href))['default'];
   } catch (cause) {
     throw new VmmError('exerciser', `--exerciser ${file}: cannot be loaded: ${(cause as Error).message}`, { cause });
   }

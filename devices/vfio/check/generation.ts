@@ -32,7 +32,7 @@ export async function findGeneration(place: DevicePlace, wish: Generation | null
     const facts = found.facts.join('; ');
     throw new VmmError(
       'migration-abi',
-      `${name}: no generation of VFIO migration was found (${facts}): \`--abi v1\`, v7 or regions runs the rules of one all the same`,
+      `${name}: its driver offers no VFIO migration, so there is nothing to check (${facts}); docs/bring-up.md says how it gets one, \`--abi v1\`, v7 or regions runs the rules of one all the same`,
     );
   } finally {
     door.closeFd(fd);

@@ -1,6 +1,6 @@
 // Makes the lines of a trace out of what was seen of each call, for Ferry's own calls (tracing-door.ts) and those of other programs
 // (foreign.ts) alike. Names files that ioctls make, and writes down what sysfs says of a device when it is first seen. JS thread.
-import { parseBdf } from '../host-pci.ts';
+import { parseSysfsDevice } from '../host-pci.ts';
 import type { HostPaths } from '../kernel-door.ts';
 import { decodeIoctl, type IoctlCall, isFeatureCall, requestOf } from './decode.ts';
 import { FEATURES } from './features.ts';
@@ -118,10 +118,10 @@ export class CallRecorder {
     if (kind !== 'device' || this.#described.has(address)) return;
     this.#described.add(address);
     try {
-      const device = describeDevice(this.#paths, parseBdf(address));
+      const device = describeDevice(this.#paths, parseSysfsDevice(address));
       if (device !== null) this.#sink.line({ device });
     } catch {
-      // not a PCI address: an mdev's uuid, or a cdev that sysfs does not know
+      // a cdev that sysfs does not know
     }
   }
 

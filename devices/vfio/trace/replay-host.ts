@@ -3,6 +3,7 @@
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { devicePath } from '../host-pci.ts';
 import type { HostPaths } from '../kernel-door.ts';
 import type { Trace, TracedDevice } from './trace-file.ts';
 
@@ -27,7 +28,7 @@ export class ReplayHost {
 
   #device(device: TracedDevice): void {
     const { sys, dev } = this.paths;
-    const path = join(sys, 'bus/pci/devices', device.bdf);
+    const path = devicePath(this.paths, device.bdf);
     mkdirSync(path, { recursive: true });
     const hex = (value: number, digits: number) => `0x${value.toString(16).padStart(digits, '0')}\n`;
     this.#file(join(path, 'vendor'), hex(device.vendor, 4));

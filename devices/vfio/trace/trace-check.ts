@@ -1,6 +1,8 @@
 // Whether a line of a trace is one. A trace comes from somebody else: its names become paths of a directory in replay and must not lead out of
 // it, and what it lacks must be said by its line, not by a failure somewhere later. Called by trace-file.ts. Pure.
 
+import { isMediated } from '../host-pci.ts';
+
 type Test = (value: unknown) => boolean;
 
 const isText: Test = (value) => typeof value === 'string';
@@ -11,7 +13,7 @@ const isName: Test = (value) => typeof value === 'string' && /^[A-Za-z0-9_][\w.-
 const isHex: Test = (value) => typeof value === 'string' && /^([0-9a-f]{2})*$/.test(value);
 const isPlace: Test = (value) => typeof value === 'string' && /^0x[0-9a-f]{1,16}$/.test(value);
 const isAddress: Test = (value) =>
-  typeof value === 'string' && /^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$/.test(value);
+  typeof value === 'string' && (/^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$/.test(value) || isMediated(value));
 const isBase64: Test = (value) => typeof value === 'string' && /^[A-Za-z0-9+/]*={0,2}$/.test(value);
 const or =
   (...tests: readonly Test[]): Test =>

@@ -62,6 +62,14 @@ describe('ferry vfio info', () => {
     expect(existsSync(host.paths.sys)).toBe(false);
   });
 
+  it('says the same of a mediated device', async () => {
+    const uuid = '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001';
+    tree.mediated(uuid, 7);
+    const offer = await probeDevice(door, tree.paths, uuid);
+    expect(offer.device).toMatchObject({ bdf: uuid, group: 7, driver: 'some_mdev' });
+    expect(await replayInfo(input())).toEqual([said(offer)]);
+  });
+
   it('says the same of a device that offers less', async () => {
     kernel.migration = null;
     kernel.dmaLogging = 'none';

@@ -21,7 +21,6 @@ const BUGS: Readonly<Record<string, readonly string[]>> = {
   'first-in-stop': ['states.first'],
   'get-gives-fd': ['states.get'],
   'stop-fails': ['states.arcs'],
-  'late-arc': ['states.arcs'],
   'fails-elsewhere': ['states.arcs', 'states.failures'],
   'no-fd': ['states.data-fd'],
   'second-fd': ['states.data-fd'],

@@ -77,4 +77,13 @@ describe('files', () => {
       .filter(({ lines }) => lines > 450);
     expect(long).toEqual([]);
   });
+
+  it('import a module of a user by devices/import-module.ts alone: the bundle has no import() of its own', () => {
+    const imports = (file: string) =>
+      readFileSync(file, 'utf8')
+        .split('\n')
+        .some((line) => !/^\s*(\/\/|\/?\*)/.test(line) && /\bimport\s*\((?!\s*['"])/.test(line));
+    const found = ORDER.flatMap((room) => sources(join(ROOT, room))).filter(imports);
+    expect(found.map((file) => relative(ROOT, file))).toEqual(['devices/import-module.ts']);
+  });
 });

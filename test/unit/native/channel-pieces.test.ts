@@ -285,6 +285,6 @@ describe('pumpPiecesFrom and pumpPiecesTo', () => {
       expect(Buffer.compare(readFileSync(path), data)).toBe(0);
       close();
     }
-    await expect.poll(() => descriptors() - before, { timeout: 5000 }).toBeLessThanOrEqual(0);
+    await expect.poll(() => descriptors() - before, { timeout: 15_000 }).toBeLessThanOrEqual(0);
   });
 });
