@@ -101,6 +101,7 @@ const LONGEST = [
   'move-controls.pair',
   'vfio-check-bringup',
   'vfio-check',
+  'vfio-check-legacy',
   'demo-interrupt.pair',
   'faults-input',
   'kmod-bringup',

@@ -1,0 +1,113 @@
+// `ferry vfio check` on vfio-bringup of the three older generations, in a lab host: each is recognised, the clean module has no finding, and its
+// seeded bugs are found by their rules (every fifth here, all of them with FERRY_BUGS=all). Numbers: images/kmod/vfio-bringup/bugs.h.
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { CheckReport } from '../../devices/vfio/check/check.ts';
+import type { Generation } from '../../devices/vfio/check/rule.ts';
+import type { LabHost } from '../../lab/host.ts';
+import { type Lab, startLab } from '../../lab/lab.ts';
+import { labUnavailable } from '../../lab/packages.ts';
+import { repoRoot } from '../../lab/root.ts';
+
+const bundled = existsSync(join(repoRoot(), 'dist/ferry.cjs'));
+const unavailable = labUnavailable() ?? (bundled ? null : 'dist/ferry.cjs is missing');
+if (unavailable !== null) console.log(`skipped: vfio-check-legacy: ${unavailable}`);
+
+const PARENT = '/sys/class/vfio_bringup/vfio_bringup';
+const UUID = '00000000-0000-4000-8000-000000000001';
+const DEVICE = `/sys/bus/mdev/devices/${UUID}`;
+const TIMEOUT_MS = 600_000;
+
+type Abi = 'a' | 'b' | 'c';
+
+const GENERATIONS: readonly (readonly [Abi, Generation])[] = [
+  ['a', 'regions'],
+  ['b', 'v7'],
+  ['c', 'v1'],
+];
+
+/** abi, bug, the rule that finds it. */
+const BUGS: readonly (readonly [Abi, number, string])[] = [
+  ['a', 101, 'ctl.stop'],
+  ['a', 102, 'ctl.activate'],
+  ['a', 103, 'parts.config-verdict'],
+  ['a', 104, 'parts.memory-verdict'],
+  ['a', 105, 'parts.memory-dirty'],
+  ['a', 106, 'ctl.bitmap'],
+  ['a', 107, 'ctl.page-nr'],
+  ['a', 108, 'parts.second'],
+  ['b', 201, 'region.invalid'],
+  ['b', 202, 'pfns.partial'],
+  ['b', 203, 'pfns.writes'],
+  ['b', 204, 'pfns.page-size'],
+  ['b', 205, 'pfns.total'],
+  ['b', 206, 'region.stop'],
+  ['b', 207, 'region.truncated'],
+  ['c', 301, 'region.pending'],
+  ['c', 302, 'region.invalid'],
+  ['c', 303, 'region.reserved-bits'],
+  ['c', 304, 'region.widths'],
+  ['c', 305, 'region.stop'],
+  ['c', 306, 'region.chunk-whole'],
+  ['c', 307, 'region.truncated'],
+  ['c', 308, 'region.reset'],
+];
+
+/** What no clean device leads to: the error state; ctl.page-nr runs here, with --destructive. */
+const NOT_REACHED: Readonly<Record<Abi, readonly string[]>> = { a: [], b: [], c: ['region.error'] };
+
+describe.skipIf(unavailable !== null)('ferry vfio check of an older vfio-bringup', () => {
+  let lab: Lab;
+  let host: LabHost;
+
+  async function load(abi: Abi): Promise<void> {
+    await host.run(`test ! -e ${DEVICE}/remove || echo 1 > ${DEVICE}/remove`);
+    await host.run('rmmod vfio_bringup');
+    await host.insmod(join(lab.image.modules, 'vfio-bringup.ko'), `abi=${abi}`, 'memory=262144');
+    await host.run(`echo ${UUID} > ${PARENT}/mdev_supported_types/vfio_bringup-pci/create`);
+  }
+
+  async function check(...options: string[]): Promise<CheckReport> {
+    const argv = [join(repoRoot(), 'bin/ferry'), 'vfio', 'check', DEVICE, '--json', '--destructive', ...options];
+    const { stdout, stderr } = await host.exec(argv, { timeoutMs: TIMEOUT_MS });
+    expect(stderr).toBe('');
+    return JSON.parse(stdout) as CheckReport;
+  }
+
+  beforeAll(async () => {
+    lab = await startLab({ devices: [] });
+    host = lab.host(0);
+  });
+  afterAll(() => lab?.close());
+
+  describe.each(GENERATIONS)('abi=%s', (abi, generation) => {
+    beforeAll(() => load(abi));
+
+    it(
+      'is recognised, and clean it has no finding',
+      async () => {
+        const report = await check();
+        expect(report.generation).toBe(generation);
+        expect(report.results.flatMap(({ findings }) => findings)).toEqual([]);
+        expect(report.exerciser).toBe('vfio-bringup');
+        const left = report.results.filter(({ outcome }) => outcome !== 'ok' && outcome !== 'note');
+        expect(left.map(({ rule }) => rule)).toEqual(NOT_REACHED[abi]);
+      },
+      TIMEOUT_MS,
+    );
+
+    const own = BUGS.filter(([each]) => each === abi);
+    const chosen = process.env['FERRY_BUGS'] === 'all' ? own : own.filter((_, n) => n % 5 === 0);
+    it.each(chosen)(
+      'abi=%s: finds bug %i by %s',
+      async (_abi, bug, rule) => {
+        await host.run(`echo ${bug} > /sys/module/vfio_bringup/parameters/bug`);
+        const { results } = await check('--only', rule);
+        expect(results.filter(({ findings }) => findings.length > 0).map((each) => each.rule)).toEqual([rule]);
+        await host.run('echo 0 > /sys/module/vfio_bringup/parameters/bug');
+      },
+      TIMEOUT_MS,
+    );
+  });
+});
