@@ -46,6 +46,9 @@ export function notViable(paths: HostPaths, device: BoundDevice): VmmError {
   );
 }
 
+/** The remedy where a file of VFIO is missing. */
+export const LOAD_VFIO = 'load VFIO with `modprobe vfio-pci`';
+
 /** `who`: whose file this is, for the message. `missing`: what to do when it is not there. */
 export function openFile(path: string, who: string, missing: string): number {
   try {

@@ -23,11 +23,9 @@ import { checkIovaRanges, checkPinning } from './host-limits.ts';
 import { availableBytes, type Bdf, type HostPciDevice, lockableBytes } from './host-pci.ts';
 import type { HostPaths, KernelDoor } from './kernel-door.ts';
 import { type AbiWish, ANY_ABI } from './migration/probe-abi.ts';
-import { type BoundDevice, checkOpenable, codeOf, notViable, openFile } from './open-checks.ts';
+import { type BoundDevice, checkOpenable, codeOf, LOAD_VFIO, notViable, openFile } from './open-checks.ts';
 import type { DmaSpace, VfioTransport } from './transport.ts';
 import { readType1Info, Type1Dma } from './type1-dma.ts';
-
-const LOAD_VFIO = 'load VFIO with `modprobe vfio-pci`';
 
 /** What the machine gives: its RAM, and KVM's ear for group fds. */
 export type ContainerHost = Pick<DeviceHost, 'ram' | 'memory' | 'kvmVfio'>;

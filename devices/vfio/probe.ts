@@ -1,16 +1,7 @@
 // What this host's PCI devices offer, as plain data for `ferry vfio list` and `ferry vfio info BDF`. Called by cli/vfio.ts.
 // list reads sysfs only; info opens the device (it must be bound to a VFIO driver and free) and asks it.
-import { closeSync, constants, existsSync, openSync } from 'node:fs';
-import { join } from 'node:path';
-import {
-  VFIO_GROUP_GET_DEVICE_FD,
-  VFIO_GROUP_SET_CONTAINER,
-  VFIO_GROUP_UNSET_CONTAINER,
-  VFIO_SET_IOMMU,
-  VFIO_TYPE1v2_IOMMU,
-} from '../../native/abi/vfio.ts';
-import { VmmError } from '../../native/errno.ts';
 import type { GpaRange } from '../contract.ts';
+import { openBareGroup } from './bare-group.ts';
 import { listRecords } from './bind.ts';
 import { type DeviceOnFd, deviceOnFd } from './device-fd.ts';
 import {
@@ -85,30 +76,26 @@ export async function probeDevice(door: KernelDoor, paths: HostPaths, address: s
 type Asked = Omit<DeviceOffer, 'iommufd'>;
 
 async function byGroup(door: KernelDoor, paths: HostPaths, device: BoundDevice): Promise<Asked> {
-  const fds: number[] = [];
-  let attached: number | null = null;
+  const group = openBareGroup(door, paths, { name: device.bdf, group: device.group });
   try {
-    const container = open(join(paths.dev, 'vfio/vfio'), device.bdf, fds);
-    const group = open(join(paths.dev, 'vfio', String(device.group)), device.bdf, fds);
-    const arg = new Uint8Array(4);
-    new DataView(arg.buffer).setInt32(0, container, true);
-    door.ioctl('VFIO_GROUP_SET_CONTAINER', group, VFIO_GROUP_SET_CONTAINER, arg);
-    attached = group;
-    door.ioctl('VFIO_SET_IOMMU', container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
-    const { pageSizes, iovaRanges, dirtyPageSizes } = readType1Info(door, container);
-    const name = Buffer.from(`${device.bdf}\0`, 'latin1');
-    const fd = door.ioctl('VFIO_GROUP_GET_DEVICE_FD', group, VFIO_GROUP_GET_DEVICE_FD, name);
+    const { pageSizes, iovaRanges, dirtyPageSizes } = readType1Info(door, group.container);
+    const fd = group.openDevice();
     const closed = async () => {};
     const parts = { kind: 'group', name: device.bdf, door, fd, closing: null, closed } as const;
-    const opened = await deviceOnFd({ ...parts, wish: ANY_ABI, tracks: dirtyPageSizes !== 0n });
+    let opened: DeviceOnFd;
+    try {
+      opened = await deviceOnFd({ ...parts, wish: ANY_ABI, tracks: dirtyPageSizes !== 0n });
+    } catch (error) {
+      door.closeFd(fd);
+      throw error;
+    }
     try {
       return await ask(device, opened, { pageSizes, iovaRanges, dirtyPages: (dirtyPageSizes & 4096n) !== 0n });
     } finally {
       await opened.device.close();
     }
   } finally {
-    if (attached !== null) door.ioctl('VFIO_GROUP_UNSET_CONTAINER', attached, VFIO_GROUP_UNSET_CONTAINER, 0);
-    for (const fd of fds.reverse()) closeSync(fd);
+    group.leave();
   }
 }
 
@@ -137,18 +124,4 @@ async function ask(device: HostPciDevice, opened: DeviceOnFd, iommu: DeviceOffer
     dmaLog: dmaLog !== null,
     blocker: migration === null ? `its driver ${device.driver} offers no VFIO migration` : null,
   };
-}
-
-function open(path: string, bdf: string, fds: number[]): number {
-  if (!existsSync(path))
-    throw new VmmError('no-vfio', `${bdf}: ${path} is missing: load VFIO with \`modprobe vfio-pci\``);
-  try {
-    const fd = openSync(path, constants.O_RDWR);
-    fds.push(fd);
-    return fd;
-  } catch (cause) {
-    const code = cause instanceof Error && 'code' in cause ? String(cause.code) : String(cause);
-    const remedy = code === 'EBUSY' ? 'a guest is using it' : 'run this as root';
-    throw new VmmError('vfio-open', `${bdf}: ${path} cannot be opened (${code}): ${remedy}`, { cause });
-  }
 }

@@ -13,6 +13,7 @@ import type { Log } from '../../vmm/api.ts';
 import { MergingTracker } from '../../vmm/dirty.ts';
 import { HostWrites } from '../../vmm/memory.ts';
 import { sizedRam } from '../fakes/vfio-host.ts';
+import { type Generator, generator } from './generator.ts';
 
 const SEQUENCES = Number(process.env['FERRY_MODEL_SEQUENCES'] ?? 10_000);
 const SEED = Number(process.env['FERRY_FUZZ_SEED'] ?? Date.now() % 0x7fffffff);
@@ -31,18 +32,6 @@ const RANGES: readonly RamRange[] = [
 const quiet: Log = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, child: () => quiet };
 const newBitmap = () => addon.createBitmap(PAGES);
 
-/** mulberry32. */
-function generator(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t = (t + Math.imul(t ^ (t >>> 7), t | 61)) ^ t;
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-  };
-}
-type Dice = ReturnType<typeof generator>;
-
 const iovaOf = (page: number) => (page < LOW ? page * PAGE : HIGH_GPA + (page - LOW) * PAGE);
 
 /** What a tracker's interface does besides its work. */
@@ -52,19 +41,19 @@ interface Mood {
   readonly failReport: number;
 }
 
-function stumble(dice: Dice, percent: number, what: string): void {
+function stumble(dice: Generator, percent: number, what: string): void {
   if (dice(100) < percent) throw new Error(`${what} fails`);
 }
 
 /** VFIO_DEVICE_FEATURE_DMA_LOGGING_*: logs while it is started, by pages of its own; REPORT clears; an error leaves it empty. */
 class ScriptedLog implements DmaLogPort {
-  readonly #dice: Dice;
+  readonly #dice: Generator;
   readonly #mood: Mood;
   #granule = 0;
   #spans: readonly GpaRange[] = [];
   readonly #log = new Set<number>();
 
-  constructor(dice: Dice, mood: Mood) {
+  constructor(dice: Generator, mood: Mood) {
     this.#dice = dice;
     this.#mood = mood;
   }
@@ -109,12 +98,12 @@ class ScriptedLog implements DmaLogPort {
 class ScriptedContainer implements ContainerDirtyPort {
   readonly kind: 'container' | 'iommufd';
   readonly coarse: boolean;
-  readonly #dice: Dice;
+  readonly #dice: Generator;
   readonly #mood: Mood;
   #on = false;
   readonly #pages = new Set<number>();
 
-  constructor(dice: Dice, mood: Mood, kind: 'container' | 'iommufd', coarse: boolean) {
+  constructor(dice: Generator, mood: Mood, kind: 'container' | 'iommufd', coarse: boolean) {
     this.#dice = dice;
     this.#mood = mood;
     this.kind = kind;
@@ -150,11 +139,11 @@ class ScriptedContainer implements ContainerDirtyPort {
 
 /** The bitmap of a migration region. */
 class ScriptedRegion implements RegionDirtyPort {
-  readonly #dice: Dice;
+  readonly #dice: Generator;
   readonly #mood: Mood;
   readonly #pages = new Set<number>();
 
-  constructor(dice: Dice, mood: Mood) {
+  constructor(dice: Generator, mood: Mood) {
     this.#dice = dice;
     this.#mood = mood;
   }
@@ -183,10 +172,10 @@ class ScriptedKvm implements DirtySource {
   readonly coarse = false;
   readonly fallback = null;
   readonly #pages = new Set<number>();
-  readonly #dice: Dice;
+  readonly #dice: Generator;
   readonly #mood: Mood;
 
-  constructor(dice: Dice, mood: Mood) {
+  constructor(dice: Generator, mood: Mood) {
     this.#dice = dice;
     this.#mood = mood;
   }
@@ -224,13 +213,13 @@ interface Shared {
   readonly source: DirtySource;
 }
 
-function sharedOf(dice: Dice, mood: Mood): Shared {
+function sharedOf(dice: Generator, mood: Mood): Shared {
   const kind = dice(2) === 0 ? 'container' : 'iommufd';
   const port = new ScriptedContainer(dice, mood, kind, kind === 'container' && dice(2) === 0);
   return { port, source: new ContainerDirty(port, RANGES, newBitmap) };
 }
 
-function deviceOf(dice: Dice, mood: Mood, shared: Shared): ModelDevice {
+function deviceOf(dice: Generator, mood: Mood, shared: Shared): ModelDevice {
   const all = new AllOfRam(RANGES);
   const fallback = dice(2) === 0 ? shared.source : all;
   switch (dice(4)) {
@@ -250,7 +239,7 @@ function deviceOf(dice: Dice, mood: Mood, shared: Shared): ModelDevice {
 }
 
 /** One migration. Gives the pages that the destination lacks. */
-async function sequence(dice: Dice): Promise<number[]> {
+async function sequence(dice: Generator): Promise<number[]> {
   const calm = dice(3) > 0;
   const mood: Mood = { failStart: calm ? 0 : 20, failReport: calm ? 0 : 8 };
   const versions = new Uint32Array(PAGES);

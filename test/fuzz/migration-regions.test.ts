@@ -12,6 +12,7 @@ import { MigrationRegionDevice, type RegionRegister } from '../fakes/migration-r
 import { RecordSource } from '../fakes/piece-wire.ts';
 import { movedState } from '../fakes/state-regions-live.ts';
 import { sizedRam } from '../fakes/vfio-host.ts';
+import { generator } from './generator.ts';
 
 const PAGE = 4096;
 const seed = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31);
@@ -192,11 +193,3 @@ it(`regions that hold anything are told from ours, and probing does no harm (see
     within(kernel, device);
   }
 });
-
-function generator(from: number): (below: number) => number {
-  let state = from;
-  return (below) => {
-    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
-    return Math.floor(((state >>> 8) / 2 ** 24) * below);
-  };
-}

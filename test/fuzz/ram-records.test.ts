@@ -5,6 +5,7 @@ import { expect, it } from 'vitest';
 import { kvmNode } from '../../native/addon.ts';
 import { StreamError } from '../../native/errno.ts';
 import { be64, concat, crc32c, cstr, PAGE, pair } from '../unit/native/channel-pair.ts';
+import { generator } from './generator.ts';
 
 const kvm = kvmNode();
 const RECORDS = Number(process.env['FERRY_FUZZ_RECORDS'] ?? 100_000);
@@ -14,17 +15,6 @@ const ZERO = 0x02;
 const FULL = 0x08;
 const EOS = 0x10;
 const CONTINUE = 0x20;
-
-/** mulberry32: small, and the same everywhere. */
-function generator(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t = (t + Math.imul(t ^ (t >>> 7), t | 61)) ^ t;
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-  };
-}
 
 interface Outcome {
   refused: boolean;

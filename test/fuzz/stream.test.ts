@@ -6,6 +6,7 @@ import { receiveFrom } from '../../migration/destination.ts';
 import { channelOver } from '../fakes/memory-channel.ts';
 import { Diary, DiaryMachine } from '../fakes/migration-machine.ts';
 import { migratePair, receiveHost } from '../fakes/migration-pair.ts';
+import { generator } from './generator.ts';
 
 const IDS = ['dev0'];
 const DEVICE_BYTES = 1500;
@@ -101,17 +102,6 @@ describe('a recorded stream', () => {
     }
   });
 });
-
-/** mulberry32 */
-function generator(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
-}
 
 /** Removes, doubles or overwrites a run of bytes. */
 function damage(bytes: Uint8Array, random: (below: number) => number): Uint8Array {

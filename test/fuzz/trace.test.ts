@@ -15,6 +15,7 @@ import { TracingDoor } from '../../devices/vfio/trace/tracing-door.ts';
 import { SysError, VmmError } from '../../native/errno.ts';
 import { HostTree } from '../fakes/host-tree.ts';
 import { FakeVfioKernel, migratable, regionInfo } from '../fakes/vfio-kernel.ts';
+import { generator } from './generator.ts';
 
 const BDF = '0000:65:00.0';
 const ROUNDS = 800;
@@ -56,17 +57,6 @@ async function record(): Promise<string[]> {
   return seen.map((line) => JSON.stringify(line));
 }
 
-/** xorshift32 */
-function random(seed: number): (below: number) => number {
-  let state = seed | 1;
-  return (below) => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) % below;
-  };
-}
-
 const STRANGE = [null, -1, 2 ** 53, 1e300, '', '../../../../tmp/x', 'zz', 'device ..', [], {}, true, '0x', { data: 7 }];
 
 /** One value somewhere in the line becomes another, or goes. */
@@ -101,7 +91,7 @@ describe('a damaged trace', () => {
   it('is shown, replayed or refused, each in an orderly way', async () => {
     const seed = Number(process.env['FUZZ_SEED'] ?? Date.now() & 0x7fffffff);
     console.log(`trace fuzz: FUZZ_SEED=${seed}`);
-    const below = random(seed);
+    const below = generator(seed);
     let refused = 0;
     for (let round = 0; round < ROUNDS; round++) {
       const text = damaged(below);

@@ -8,13 +8,12 @@ import type { LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { labUnavailable } from '../../lab/packages.ts';
 import { repoRoot } from '../../lab/root.ts';
+import { BringupDevices, uuidOf } from './bringup-devices.ts';
 
 const bundled = existsSync(join(repoRoot(), 'dist/ferry.cjs'));
 const unavailable = labUnavailable() ?? (bundled ? null : 'dist/ferry.cjs is missing');
 if (unavailable !== null) console.log(`skipped: vfio-check-bringup: ${unavailable}`);
 
-const PARENT = '/sys/class/vfio_bringup/vfio_bringup';
-const UUID = '00000000-0000-4000-8000-000000000001';
 const TIMEOUT_MS = 600_000; // measured: the clean one 31 s, a bug 3 to 15 s
 
 /** Bug: a rule that finds it. Not here: 4 hangs for a minute a rule, 22 needs a second device, 12 does not show: pread stays ESPIPE. */
@@ -62,13 +61,14 @@ const BUGS: readonly (readonly [number, string])[] = [
 describe.skipIf(unavailable !== null)('ferry vfio check of vfio-bringup', () => {
   let lab: Lab;
   let host: LabHost;
+  let devices: BringupDevices;
 
   async function check(...options: string[]): Promise<CheckReport> {
     const argv = [
       join(repoRoot(), 'bin/ferry'),
       'vfio',
       'check',
-      `/sys/bus/mdev/devices/${UUID}`,
+      `/sys/bus/mdev/devices/${uuidOf(0)}`,
       '--json',
       ...options,
     ];
@@ -78,14 +78,13 @@ describe.skipIf(unavailable !== null)('ferry vfio check of vfio-bringup', () => 
   }
   const found = ({ results }: CheckReport) =>
     results.filter((each) => each.findings.length > 0).map(({ rule }) => rule);
-  const seed = (bug: number) => host.run(`echo ${bug} > /sys/module/vfio_bringup/parameters/bug`);
+  const seed = (bug: number) => devices.parameter('bug', bug);
 
   beforeAll(async () => {
     lab = await startLab({ devices: [] });
     host = lab.host(0);
-    await host.run('rmmod vfio_bringup');
-    await host.insmod(join(lab.image.modules, 'vfio-bringup.ko'), 'abi=d', 'memory=262144');
-    await host.run(`echo ${UUID} > ${PARENT}/mdev_supported_types/vfio_bringup-pci/create`);
+    devices = new BringupDevices(lab);
+    await devices.load(1, 'abi=d', 'memory=262144');
   });
   afterAll(() => lab?.close());
 

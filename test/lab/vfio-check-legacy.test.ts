@@ -9,14 +9,13 @@ import type { LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { labUnavailable } from '../../lab/packages.ts';
 import { repoRoot } from '../../lab/root.ts';
+import { BringupDevices, uuidOf } from './bringup-devices.ts';
 
 const bundled = existsSync(join(repoRoot(), 'dist/ferry.cjs'));
 const unavailable = labUnavailable() ?? (bundled ? null : 'dist/ferry.cjs is missing');
 if (unavailable !== null) console.log(`skipped: vfio-check-legacy: ${unavailable}`);
 
-const PARENT = '/sys/class/vfio_bringup/vfio_bringup';
-const UUID = '00000000-0000-4000-8000-000000000001';
-const DEVICE = `/sys/bus/mdev/devices/${UUID}`;
+const DEVICE = `/sys/bus/mdev/devices/${uuidOf(0)}`;
 const TIMEOUT_MS = 600_000;
 
 type Abi = 'a' | 'b' | 'c';
@@ -60,13 +59,7 @@ const NOT_REACHED: Readonly<Record<Abi, readonly string[]>> = { a: [], b: [], c:
 describe.skipIf(unavailable !== null)('ferry vfio check of an older vfio-bringup', () => {
   let lab: Lab;
   let host: LabHost;
-
-  async function load(abi: Abi): Promise<void> {
-    await host.run(`test ! -e ${DEVICE}/remove || echo 1 > ${DEVICE}/remove`);
-    await host.run('rmmod vfio_bringup');
-    await host.insmod(join(lab.image.modules, 'vfio-bringup.ko'), `abi=${abi}`, 'memory=262144');
-    await host.run(`echo ${UUID} > ${PARENT}/mdev_supported_types/vfio_bringup-pci/create`);
-  }
+  let devices: BringupDevices;
 
   async function check(...options: string[]): Promise<CheckReport> {
     const argv = [join(repoRoot(), 'bin/ferry'), 'vfio', 'check', DEVICE, '--json', '--destructive', ...options];
@@ -78,11 +71,12 @@ describe.skipIf(unavailable !== null)('ferry vfio check of an older vfio-bringup
   beforeAll(async () => {
     lab = await startLab({ devices: [] });
     host = lab.host(0);
+    devices = new BringupDevices(lab);
   });
   afterAll(() => lab?.close());
 
   describe.each(GENERATIONS)('abi=%s', (abi, generation) => {
-    beforeAll(() => load(abi));
+    beforeAll(() => devices.load(1, `abi=${abi}`, 'memory=262144'));
 
     it(
       'is recognised, and clean it has no finding',
@@ -102,10 +96,10 @@ describe.skipIf(unavailable !== null)('ferry vfio check of an older vfio-bringup
     it.each(chosen)(
       'abi=%s: finds bug %i by %s',
       async (_abi, bug, rule) => {
-        await host.run(`echo ${bug} > /sys/module/vfio_bringup/parameters/bug`);
+        await devices.parameter('bug', bug);
         const { results } = await check('--only', rule);
         expect(results.filter(({ findings }) => findings.length > 0).map((each) => each.rule)).toEqual([rule]);
-        await host.run('echo 0 > /sys/module/vfio_bringup/parameters/bug');
+        await devices.parameter('bug', 0);
       },
       TIMEOUT_MS,
     );

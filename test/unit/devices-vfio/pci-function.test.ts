@@ -5,8 +5,9 @@ import { AllOfRam } from '../../../devices/vfio/migration/container-dirty.ts';
 import { Immovable } from '../../../devices/vfio/migration/device-state.ts';
 import { VfioPciFunction } from '../../../devices/vfio/pci-function.ts';
 import { StateError } from '../../../native/errno.ts';
+import { fakeConfig } from '../../fakes/vfio-config.ts';
 import { FakeHost, sizedRam } from '../../fakes/vfio-host.ts';
-import { bar, type FakeOptions, FakeVfio, fakeConfig, irq } from '../../fakes/vfio-transport.ts';
+import { bar, type FakeOptions, FakeVfio, irq } from '../../fakes/vfio-transport.ts';
 
 const NVME: FakeOptions = {
   config: fakeConfig({ bars: [4, 0], msix: { count: 65, bar: 0, table: 0x2000, pba: 0x3000 } }),

@@ -20,9 +20,6 @@ afterAll(() => {
   }
 });
 
-const hasAccess = 'preadAsync' in kvm;
-if (!hasAccess) console.warn('skipped: this build of the addon cannot access regions on a thread (preadAsync)');
-
 /** A region at a page of a file, the second and third page of which can be mapped. */
 function region(name: string, size: number): { door: RegionDoor; path: string } {
   const dir = mkdtempSync(join(tmpdir(), 'ferry-region-'));
@@ -42,7 +39,7 @@ function region(name: string, size: number): { door: RegionDoor; path: string } 
   return { door: new RegionDoor({ door: kvm, fd, name: NAME, region: place, deadlineMs: 5000 }), path };
 }
 
-describe.skipIf(!hasAccess)('a region over the addon', () => {
+describe('a region over the addon', () => {
   it('has its registers where its fd has them', async () => {
     const { door, path } = region('registers', PAGE);
     await door.writeU64({ name: 'data_size', at: 24 }, 2 ** 33 + 5);
