@@ -76,7 +76,10 @@ static int bring_take_page(struct bring_loader *loader)
 	return 0;
 }
 
-/* Also what the CRC let through must not harm the host. */
+/*
+ * Also what the CRC let through must not harm the host. Between two commands
+ * the length may be below what the last one did: the next is being prepared.
+ */
 static int bring_take_state(struct bring_loader *loader)
 {
 	const struct bring_regs *state = &loader->body.state;
@@ -84,7 +87,7 @@ static int bring_take_state(struct bring_loader *loader)
 	if (state->id != BRING_ID || state->window & ~PAGE_MASK ||
 	    state->dma_delay > BRING_DELAY_MAX ||
 	    state->irq_pending >= BIT(BRING_VECTORS) ||
-	    state->dma_done > state->dma_len)
+	    (state->dma_status & BRING_BUSY && state->dma_done > state->dma_len))
 		return -EINVAL;
 	loader->state = *state;
 	loader->got_state = true;

@@ -63,6 +63,14 @@ static void rule_move(struct device *d, struct device *other)
 	/* The source still stands where it stood. */
 	SAME(r8(d, HASH), hash);
 	SAME(set_state(d, STATE(RUNNING), NULL), 0);
+	/* So does one that is stopped between two commands: a shorter one is being prepared, what the last one did still stands there. */
+	SAME(dma(d, FILL, 0, 0x30000, 7), 0);
+	w4(d, DMA_LEN, 0x1000);
+	size = save(d);
+	SAME(load(other, size, 977), 0);
+	SAME(r8(other, HASH), r8(d, HASH));
+	SAME(set_state(other, STATE(RUNNING), NULL), 0);
+	SAME(set_state(d, STATE(RUNNING), NULL), 0);
 }
 
 static void rule_precopy(struct device *d, struct device *other)
