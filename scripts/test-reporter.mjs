@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs';
 
 export default class FerryReporter {
-  counts = { passed: 0, failed: 0, skipped: 0 };
+  counts = { passed: 0, failed: 0, skipped: 0, failures: [] };
 
   onTestCaseResult(test) {
     const result = test.result();
@@ -11,7 +11,7 @@ export default class FerryReporter {
     if (result.state === 'skipped') {
       this.counts.skipped++;
       process.stdout.write(`  skipped: ${test.fullName}: ${result.note ?? 'no reason given (which is a defect)'}\n`);
-      if (!result.note) this.counts.failed++;
+      if (!result.note) this.fail(test.fullName, [new Error('skipped, and no reason given')]);
     } else if (result.state === 'passed') this.counts.passed++;
     else this.fail(test.fullName, result.errors ?? []);
   }
@@ -36,6 +36,8 @@ export default class FerryReporter {
 
   fail(name, errors) {
     this.counts.failed++;
+    const first = (errors[0]?.message ?? 'no message').split('\n')[0];
+    this.counts.failures.push(`${name}: ${first}`);
     process.stdout.write(`  FAILED: ${name}\n`);
     for (const error of errors) {
       process.stdout.write(`    ${(error.message ?? String(error)).replaceAll('\n', '\n    ')}\n`);

@@ -4,7 +4,7 @@
 // Ends with "N passed, N failed" alone on a line; every skip is printed with its reason.
 import { spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { environment, fail, root, setup } from './setup.mjs';
 
@@ -41,10 +41,17 @@ function program(name, [command, ...args], env = {}) {
   });
 }
 
+function nothing() {
+  return { passed: 0, failed: 0, skipped: 0, failures: [] };
+}
+
 /** Counts of the file that test-reporter.mjs writes. A run that died without a failed test (a crash of a worker) is a failure all the same. */
 function countsOf(file, code) {
-  const found = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : { passed: 0, failed: 0, skipped: 0 };
-  if (code !== 0 && found.failed === 0) found.failed = 1;
+  const found = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : nothing();
+  if (code !== 0 && found.failed === 0) {
+    found.failed = 1;
+    found.failures.push(`${basename(file, '.json')} ended with ${code ?? 'a signal'} and no failed test`);
+  }
   return found;
 }
 
@@ -62,7 +69,7 @@ function vitest(name, project, ...args) {
 function check(name, line) {
   return async () => {
     const failed = (await program(name, line)) === 0 ? 0 : 1;
-    return { passed: 1 - failed, failed, skipped: 0 };
+    return { passed: 1 - failed, failed, skipped: 0, failures: failed ? [`${name}: its output is above`] : [] };
   };
 }
 
@@ -131,7 +138,8 @@ function jobs(wanted, extra) {
 async function track(queue, total) {
   for (let job = queue.shift(); job !== undefined && !stopped; job = queue.shift()) {
     const result = await job();
-    for (const key of Object.keys(total)) total[key] += result[key];
+    for (const key of ['passed', 'failed', 'skipped']) total[key] += result[key];
+    total.failures.push(...result.failures);
   }
 }
 
@@ -151,9 +159,11 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
 const wanted = process.argv.slice(2).filter((word) => STAGES.includes(word));
 const extra = process.argv.slice(2).filter((word) => !STAGES.includes(word));
 const queue = jobs(wanted, extra);
-const total = { passed: 0, failed: 0, skipped: 0 };
+const total = nothing();
 await Promise.all(Array.from({ length: TRACKS }, () => track(queue, total)));
 if (stopped) total.failed++;
+// Once more at the end: of a long output the last lines are read first, and sometimes they are all that was kept.
+for (const failure of total.failures) process.stdout.write(`FAILED ${failure.slice(0, 300)}\n`);
 if (total.skipped > 0) process.stdout.write(`\n${total.skipped} skipped, each with its reason above\n`);
 process.stdout.write(`\n${total.passed} passed, ${total.failed} failed\n`);
 process.exit(total.failed === 0 && total.passed > 0 ? 0 : 1);
