@@ -24,7 +24,7 @@ static void *watch(void *argument) {
       while (before < now && !atomic_compare_exchange_weak(&greatest, &before, now)) {
       }
     }
-    sleep_us(20000);
+    sleep_us(options.clock_ms * 1000ull);
   }
   return NULL;
 }

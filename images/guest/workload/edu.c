@@ -23,6 +23,8 @@
 /* A transfer that touches the buffer's last byte ends QEMU 7.2; whole words below it. */
 #define TRANSFER 4088
 #define WORDS (TRANSFER / 8)
+/* It takes 100 ms by a timer; each look before that is an exit or two for nothing. */
+#define TRANSFER_US 100000
 #define PATIENCE_NS 20000000000ull
 
 enum { ID = 0x00, LIVENESS = 0x04, FACTORIAL = 0x08, STATUS = 0x20, IRQ_STATUS = 0x24, IRQ_ACK = 0x64 };
@@ -179,6 +181,7 @@ static int dma(uint64_t source, uint64_t destination, uint64_t direction) {
   set64(DMA_DESTINATION, destination);
   set64(DMA_COUNT, TRANSFER);
   set64(DMA_COMMAND, DMA_START | direction);
+  sleep_us(TRANSFER_US);
   while (get64(DMA_COMMAND) & DMA_START) {
     if (now_ns() > until) {
       atomic_fetch_add(&counters.dma_errors, 1);

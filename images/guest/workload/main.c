@@ -89,7 +89,7 @@ static void copy_word(char *into, size_t size, const char *value) {
 
 static void read_options(void) {
   static char line[4096];
-  options = (struct options){"workload", "poweroff", 50, 4 << 20, 32 << 20, 32, 0, 512, 1, 1, 0};
+  options = (struct options){"workload", "poweroff", 50, 1000, 20, 4 << 20, 32 << 20, 32, 0, 512, 1, 1, 0};
   if (read_text("/proc/cmdline", line, sizeof line) < 0) return;
   for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n")) {
     char *value = strchr(word, '=');
@@ -98,6 +98,8 @@ static void read_options(void) {
     if (!strcmp(word, "mode")) copy_word(options.mode, sizeof options.mode, value);
     if (!strcmp(word, "then")) copy_word(options.then, sizeof options.then, value);
     if (!strcmp(word, "tick")) options.tick_ms = number(value);
+    if (!strcmp(word, "stat")) options.stat_ms = number(value);
+    if (!strcmp(word, "clock")) options.clock_ms = number(value);
     if (!strcmp(word, "rate")) options.rate = number(value);
     if (!strcmp(word, "writer")) options.writer_bytes = number(value);
     if (!strcmp(word, "ring")) options.ring_pages = number(value);

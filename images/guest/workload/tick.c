@@ -1,4 +1,4 @@
-/* Ticks: a counter and CLOCK_MONOTONIC every tick_ms; the counter rises by one a line whatever the timer did. Once a second the counters of
+/* Ticks: a counter and CLOCK_MONOTONIC every tick_ms; the counter rises by one a line whatever the timer did. Every stat_ms the counters of
  * all threads follow (a character costs 0.2 ms in a lab host, and a line of counters has 200). Reads commands from the console between ticks.
  *   tick n=17 t=1234567890
  *   stat n=20 memoryChecks=... ...
@@ -15,8 +15,6 @@
 #include <time.h>
 #include <unistd.h>
 #include "workload.h"
-
-#define STAT_MS 1000
 
 static unsigned long ticks;
 static int end_wanted;
@@ -84,7 +82,7 @@ void tick_run(void) {
   if (options.edu && edu_start() < 0) say("note there is no edu device: no DMA, no interrupts");
   if (options.bringup && bringup_start() < 0) say("error kind=start text=no-vfio-bringup-or-no-driver-for-it");
   uint64_t start = now_ns(), next = start;
-  unsigned long stat_every = options.tick_ms < STAT_MS ? STAT_MS / options.tick_ms : 1;
+  unsigned long stat_every = options.tick_ms < options.stat_ms ? options.stat_ms / options.tick_ms : 1;
   while (!end_wanted && (!options.duration_s || now_ns() - start < options.duration_s * 1000000000ull)) {
     ticks++;
     say("tick n=%lu t=%llu", ticks, (unsigned long long)now_ns());

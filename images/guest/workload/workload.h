@@ -14,6 +14,8 @@ struct options {
   char mode[16];         /* workload nvme shell poweroff */
   char then[16];         /* after the verdict: poweroff reboot halt stay */
   unsigned tick_ms;      /* tick= */
+  unsigned stat_ms;      /* stat=: between two lines of counters */
+  unsigned clock_ms;     /* clock=: between two looks at the clock */
   uint64_t rate;         /* rate=: bytes a second that the writer writes; K and M are understood */
   uint64_t writer_bytes; /* writer= */
   unsigned ring_pages;   /* ring= */

@@ -7,7 +7,10 @@
 
 #define KIND 1
 #define WORDS (PAGE / 8)
-#define STEP_US 20000
+/* A wake-up is six exits: it is worth as many pages as come together in 20 to 100 ms. */
+#define STEP_PAGES 32
+#define STEP_LEAST_US 20000
+#define STEP_MOST_US 100000
 
 atomic_uint writer_pause;
 static uint64_t *pages;
@@ -34,12 +37,17 @@ static void rewrite(size_t page, uint64_t lap) {
   lap_of[page] = lap;
 }
 
+static uint64_t step_us(void) {
+  uint64_t step = options.rate ? STEP_PAGES * PAGE * 1000000ull / options.rate : STEP_MOST_US;
+  return step < STEP_LEAST_US ? STEP_LEAST_US : step > STEP_MOST_US ? STEP_MOST_US : step;
+}
+
 static void *writer(void *unused) {
   (void)unused;
   uint64_t lap = 1, credit = 0, last = now_ns();
   size_t page = 0;
   for (;;) {
-    sleep_us(STEP_US);
+    sleep_us(step_us());
     uint64_t now = now_ns();
     credit += (now - last) / 1000 * options.rate / 1000000;
     last = now;
