@@ -11,6 +11,7 @@ const LOGGING = 2;
 const GET = 1;
 const SET = 2;
 const PAGE = 4096;
+const ENOMEM = 12;
 
 /** Offset, width; who may do what by the text. */
 const FIELDS = {
@@ -190,6 +191,8 @@ export class StateRegionsDevice implements FakeRegionDevice {
     else if (field === 'config.size') this.#loading.config = value;
     else if (field === 'config.action') this.#configAction(value);
     else if (this.deviceMemory === null) throw new SysError('a driver would say', EINVAL);
+    // A driver has no room for what a damaged stream says.
+    else if (field === 'memory.size' && value > 2 ** 24) throw new SysError('pwrite', ENOMEM);
     else if (field === 'memory.size') this.#loading.memory = new Uint8Array(value);
     else if (field === 'memory.pos') this.#pos = value;
     else if (field === 'memory.action') this.#memoryAction(value);

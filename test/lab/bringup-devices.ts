@@ -58,6 +58,19 @@ export class BringupDevices {
     await this.#host.run(`echo ${value} > /sys/module/vfio_bringup/parameters/${name}`);
   }
 
+  async set(parameters: Readonly<Record<string, string>>): Promise<void> {
+    const all = Object.entries(parameters);
+    const words = all.map(([name, value]) => `echo ${value} > /sys/module/vfio_bringup/parameters/${name}`);
+    if (all.length > 0) await this.#host.run(words.join(' && '));
+  }
+
+  /** Nothing is made to fail any more. */
+  async mend(): Promise<void> {
+    const none = ['fail_arc', 'fail_read', 'fail_write'].map((name) => [name, 'none']);
+    const off = ['fail_reset', 'gone'].map((name) => [name, '0']);
+    await this.set(Object.fromEntries([...none, ...off]));
+  }
+
   /** The check's last line; empty when it had to be killed after `limitS`. */
   async check(rule: string, devices: readonly number[], limitS = 100): Promise<string> {
     const where = devices.flatMap((n) => [this.#groups[n] ?? '', uuidOf(n)]);

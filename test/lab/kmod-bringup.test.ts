@@ -45,6 +45,9 @@ describe.skipIf(unavailable !== null)('vfio-bringup', () => {
       ['log', 'DMA logging is precise to the page, and sees the last write before a stop'],
       ['arcs', 'every pair of states ends as vfio.h says, with a file or without'],
       ['fail-arc', 'an arc made to fail stays there or leads into ERROR'],
+      ['fail-data', 'reads and writes fail at the first, a middle and the last chunk, and work again'],
+      ['gone', 'a device that is gone answers nothing, and is as it was when it is back'],
+      ['fail-reset', 'a reset that fails changes nothing; a hard one takes PCI_COMMAND and eventfds'],
       ['reset-session', 'a reset ends the session and not the logging'],
       ['reopened', 'the next user begins in RUNNING, not logging'],
     ])('%s: %s', (rule) => check(rule, 0), TIMEOUT_MS);

@@ -67,6 +67,8 @@ export interface GuestOptions {
   readonly devices?: readonly string[];
   /** Instead of the image without vfio-bringup's driver. */
   readonly image?: GuestImage;
+  /** Of run(); the ring of edu's DMA needs the default. */
+  readonly memory?: string;
 }
 
 export class Pair {
@@ -108,11 +110,12 @@ export class Pair {
   }
 
   /** Boots the workload; resolves at its first tick. `append` goes behind WORKLOAD. */
-  async run(at: SideIndex, append = '', { options = [], devices, image: given }: GuestOptions = {}): Promise<Guest> {
-    const image = given ?? (await buildGuest(cacheRoot()));
+  async run(at: SideIndex, append = '', { options = [], devices, ...given }: GuestOptions = {}): Promise<Guest> {
+    const image = given.image ?? (await buildGuest(cacheRoot()));
     const guest = this.#start(at, null, [
       'run',
-      ...['--kernel', image.vmlinuz, '--initrd', image.initrd, '--append', `${WORKLOAD} ${append}`, '--memory', '256M'],
+      ...['--kernel', image.vmlinuz, '--initrd', image.initrd, '--append', `${WORKLOAD} ${append}`],
+      ...['--memory', given.memory ?? '256M'],
       ...this.#devices(at, devices),
       ...options,
     ]);

@@ -14,6 +14,7 @@ import { within } from '../deadline.ts';
 import type { KernelDoor } from '../kernel-door.ts';
 import type { DmaLogPort } from '../transport.ts';
 import { callFeature, FEATURE_DATA, type FeatureDoor, featureArg, probeFeature } from './feature-arg.ts';
+import { Turns } from './turns.ts';
 
 const PAGE = 4096;
 const HIGH = 2 ** 32;
@@ -90,6 +91,18 @@ export function loggingSpans(ranges: readonly GpaRange[]): GpaRange[] {
   return spans;
 }
 
+/** RAM within the spans: of what it was not told to log a driver need not give a report. */
+function partsOf(ram: readonly RamRange[], spans: readonly GpaRange[]): RamRange[] {
+  return ram.flatMap(({ gpa, size, slice }) =>
+    spans.flatMap(({ start, length }) => {
+      const from = Math.max(start, gpa);
+      const bytes = Math.min(start + length, gpa + size) - from;
+      const offset = slice.offset + from - gpa;
+      return bytes > 0 ? [{ gpa: from, size: bytes, slice: { ...slice, offset, size: bytes } }] : [];
+    }),
+  );
+}
+
 export class DmaLog implements DirtySource {
   readonly name = 'deviceLog';
   readonly coarse = false;
@@ -97,8 +110,15 @@ export class DmaLog implements DirtySource {
   readonly #port: DmaLogPort;
   readonly #ram: readonly RamRange[];
   readonly #newBitmap: () => PageBitmap;
+  /** A report must not come into the time in which the log is off for other ranges. */
+  readonly #turns = new Turns();
   /** The driver ORs into it, and its bits are taken out after each report; separate, to count what this source alone says. Null: not started. */
   #scratch: PageBitmap | null = null;
+  #spans: readonly GpaRange[] = [];
+  /** START without a STOP. */
+  #on = false;
+  /** Why not all is logged that should be; null: it is. */
+  #broken: Error | null = null;
 
   constructor(port: DmaLogPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, fallback: DirtySource | null) {
     this.#port = port;
@@ -110,10 +130,11 @@ export class DmaLog implements DirtySource {
   /** Rejects, with the log off, where START works and REPORT does not: kernels whose VFIO was built without an iova bitmap (Debian's
    *  6.12 with IOMMUFD off) take START and refuse every REPORT. The tracker takes the fallback then. */
   async start(ranges: readonly GpaRange[]): Promise<void> {
-    await this.#port.start(loggingSpans(ranges), PAGE);
+    await this.#begin(loggingSpans(ranges));
+    this.#broken = null;
     this.#scratch = this.#newBitmap();
     try {
-      const first = this.#ram[0];
+      const first = partsOf(this.#ram, this.#spans)[0];
       if (first !== undefined) await this.#port.report(first, this.#scratch);
     } catch (error) {
       await this.stop();
@@ -121,17 +142,74 @@ export class DmaLog implements DirtySource {
     }
   }
 
-  async collect(into: PageBitmap): Promise<number> {
-    const scratch = this.#scratch;
-    if (scratch === null) return 0;
-    for (const range of this.#ram) await this.#port.report(range, scratch);
-    return into.take(scratch);
+  collect(into: PageBitmap): Promise<number> {
+    return this.#turns.run(async () => {
+      const scratch = this.#scratch;
+      if (scratch === null) return 0;
+      if (this.#broken !== null) throw this.#broken;
+      await this.#report(scratch);
+      return into.take(scratch);
+    });
   }
 
-  async stop(): Promise<void> {
-    if (this.#scratch === null) return;
-    this.#scratch.close();
-    this.#scratch = null;
+  /**
+   * Logs `ranges` from now on: there is one START at a time, so by REPORT, STOP and START. From the report on until START nothing is
+   * logged, and all that the device could reach then counts as written once; `stood`: it was in STOP from before to after the call.
+   * Rejects when nothing is logged any more; so does every collect() then, and all RAM is dirty.
+   */
+  follow(ranges: readonly GpaRange[], stood: boolean): Promise<void> {
+    return this.#turns.run(async () => {
+      const scratch = this.#scratch;
+      if (scratch === null) return;
+      const kept = this.#broken === null && (await this.#keep(scratch));
+      const now = loggingSpans(ranges);
+      const reached = [...this.#spans, ...now];
+      try {
+        await this.#end();
+        await this.#begin(now);
+      } catch (error) {
+        this.#broken = error instanceof Error ? error : new Error(String(error));
+        this.#spans = reached;
+        throw error;
+      }
+      this.#broken = null;
+      if (stood && kept) return;
+      for (const { slice, size } of partsOf(this.#ram, reached)) scratch.set(slice.offset / PAGE, size / PAGE);
+    });
+  }
+
+  /** false: the log was lost. linux/vfio.h: after an error its content is unknown. */
+  async #keep(scratch: PageBitmap): Promise<boolean> {
+    try {
+      await this.#report(scratch);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  async #report(scratch: PageBitmap): Promise<void> {
+    for (const part of partsOf(this.#ram, this.#spans)) await this.#port.report(part, scratch);
+  }
+
+  stop(): Promise<void> {
+    return this.#turns.run(async () => {
+      if (this.#scratch === null) return;
+      this.#scratch.close();
+      this.#scratch = null;
+      await this.#end();
+    });
+  }
+
+  async #begin(spans: readonly GpaRange[]): Promise<void> {
+    await this.#port.start(spans, PAGE);
+    this.#spans = spans;
+    this.#on = true;
+  }
+
+  async #end(): Promise<void> {
+    if (!this.#on) return;
     await this.#port.stop();
+    this.#on = false;
   }
 }

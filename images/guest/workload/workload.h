@@ -23,7 +23,7 @@ struct options {
   unsigned nvme_blocks;  /* blocks=: 4 KiB blocks that the NVMe check writes and reads */
   unsigned seed;         /* seed= */
   int edu;               /* edu=0: leave the device alone */
-  int bringup;           /* bringup=1: drive vfio-bringup */
+  int bringup;           /* bringup=1: drive vfio-bringup; 2: also one that is reset or away under us */
 };
 
 /* Counted by the threads, printed by the ticker alone. */

@@ -3,7 +3,7 @@
  * vfio-bringup: a VFIO PCI device with no hardware behind it, for proving
  * migration. README.md has the registers; bugs.h what can be wrong with it.
  *
- *   params.c   the module's parameters
+ *   params.c   the module's parameters; faults.c those that make it fail
  *   mdev.c     module, parent, the life of a device
  *   device.c   what every VFIO PCI device answers
  *   pci.c      config space and the BARs
@@ -211,8 +211,16 @@ void bring_put_instance(struct bring_device *dev);
 int bring_configure(struct bring_device *dev);
 void bring_take_faults(struct bring_device *dev);
 bool bring_late_validation(void);
+
+/* faults.c */
 /* -EIO if fail_arc= names it; *error: it is to end in ERROR. */
 int bring_fail_arc(u32 from, u32 to, bool *error);
+/* Of a chunk before which @done of @all bytes were moved; @last: the end. */
+bool bring_fail_read(u64 done, u64 all, bool last);
+bool bring_fail_write(u64 done, u64 all, bool last);
+int bring_fail_reset(void);
+int bring_gone(void);
+bool bring_hard_reset(void);
 
 /* mdev.c */
 int bring_reset(struct bring_device *dev);
@@ -228,6 +236,7 @@ void bring_request(struct vfio_device *vdev, unsigned int count);
 
 /* pci.c */
 void bring_config_init(struct bring_device *dev);
+bool bring_is_master(struct bring_device *dev);
 ssize_t bring_config_rw(struct bring_device *dev, char __user *buf,
 			size_t count, u64 at, bool write);
 ssize_t bring_bar_rw(struct bring_device *dev, unsigned int bar,
@@ -274,6 +283,9 @@ bool bring_saver_finished(struct bring_saver *saver);
 /* What is there now, 0 if there is nothing; *end: nor will be. */
 size_t bring_saver_peek(struct bring_saver *saver, const u8 **bytes, bool *end);
 void bring_saver_took(struct bring_saver *saver, size_t bytes);
+u64 bring_saver_sent(struct bring_saver *saver);
+/* All was taken, and no more will be. */
+bool bring_saver_over(struct bring_saver *saver);
 void bring_saver_left(struct bring_saver *saver, u64 *initial, u64 *dirty);
 u64 bring_saver_rest(struct bring_saver *saver);
 u64 bring_stream_size(struct bring_device *dev);
@@ -281,6 +293,9 @@ struct bring_loader *bring_loader_open(struct bring_device *dev);
 void bring_loader_close(struct bring_loader *loader);
 int bring_loader_feed(struct bring_loader *loader, const u8 *bytes,
 		      size_t count);
+u64 bring_loader_fed(struct bring_loader *loader);
+/* It has the last record. */
+bool bring_loader_over(struct bring_loader *loader);
 /* Everything is checked before the device is touched. */
 int bring_loader_commit(struct bring_loader *loader);
 

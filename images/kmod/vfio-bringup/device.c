@@ -126,6 +126,8 @@ long bring_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigned long arg)
 	struct bring_device *dev = bring_of(vdev);
 	void __user *user = (void __user *)arg;
 
+	if (bring_gone())
+		return -ENODEV;
 	switch (cmd) {
 	case VFIO_DEVICE_GET_INFO:
 		return bring_info(dev, user);
@@ -136,7 +138,7 @@ long bring_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigned long arg)
 	case VFIO_DEVICE_SET_IRQS:
 		return bring_set_irqs(dev, user);
 	case VFIO_DEVICE_RESET:
-		return bring_reset(dev);
+		return bring_fail_reset() ?: bring_reset(dev);
 	}
 	return -ENOTTY;
 }
@@ -149,6 +151,8 @@ static ssize_t bring_rw(struct vfio_device *vdev, char __user *buf,
 	u64 at = *pos & VFIO_PCI_OFFSET_MASK;
 	ssize_t done;
 
+	if (bring_gone())
+		return -ENODEV;
 	if (index == VFIO_PCI_CONFIG_REGION_INDEX)
 		done = bring_config_rw(dev, buf, count, at, write);
 	else if (index < VFIO_PCI_NUM_REGIONS)

@@ -196,6 +196,8 @@ static bool bring_chunk_move(struct bring_device *dev,
 	bool early = bring_bug(dev, BUG_D_LOG_BEFORE_WRITE);
 	bool moved;
 
+	if (bring_hard_reset() && !bring_is_master(dev))
+		return false;
 	if (chunk->write && early) {
 		bring_log_mark(dev, chunk->iova, chunk->len);
 		msleep(50);

@@ -52,6 +52,17 @@ static ssize_t bring_save_some(struct bring_file *file, char __user *buf,
 	return done;
 }
 
+/* By fail_read=: the whole call, before anything is given. */
+static bool bring_read_fails(struct bring_file *file, size_t count)
+{
+	struct bring_saver *saver = file->saver;
+	bool last = bring_saver_finished(saver) &&
+		    bring_saver_rest(saver) <= count;
+
+	return bring_fail_read(bring_saver_sent(saver),
+			       bring_stream_size(file->dev), last);
+}
+
 static ssize_t bring_save_read(struct file *filp, char __user *buf,
 			       size_t count, loff_t *pos)
 {
@@ -63,8 +74,11 @@ static ssize_t bring_save_read(struct file *filp, char __user *buf,
 	if (bring_bug(file->dev, BUG_D_ODD_READ))
 		count &= ~7UL;
 	mutex_lock(&file->lock);
-	if (!file->disabled)
-		ret = bring_save_some(file, buf, count);
+	if (bring_gone())
+		ret = -ENODEV;
+	else if (!file->disabled)
+		ret = bring_read_fails(file, count) ?
+		      -EIO : bring_save_some(file, buf, count);
 	else
 		ret = bring_bug(file->dev, BUG_D_EOF_AFTER) ? 0 : -ENODEV;
 	mutex_unlock(&file->lock);
@@ -108,7 +122,7 @@ static long bring_save_ioctl(struct file *filp, unsigned int cmd,
 		return -EINVAL;
 	info.flags = 0;
 	mutex_lock(&file->lock);
-	if (file->disabled)
+	if (file->disabled || bring_gone())
 		ret = -ENODEV;
 	else if (bring_saver_finished(file->saver) &&
 		 !bring_bug(file->dev, BUG_D_INFO_STOPPED))
@@ -128,8 +142,11 @@ static long bring_save_ioctl(struct file *filp, unsigned int cmd,
 static ssize_t bring_load_some(struct bring_file *file, const char __user *buf,
 			       size_t count)
 {
+	u64 all = bring_stream_size(file->dev);
 	size_t done = 0;
 
+	if (bring_fail_write(bring_loader_fed(file->loader), all, false))
+		return -EIO;
 	while (done < count && !(done && signal_pending(current))) {
 		size_t n = min_t(size_t, count - done,
 				 PAGE_SIZE - offset_in_page(buf + done));
@@ -142,6 +159,9 @@ static ssize_t bring_load_some(struct bring_file *file, const char __user *buf,
 			return ret;
 		done += n;
 	}
+	if (bring_loader_over(file->loader) &&
+	    bring_fail_write(bring_loader_fed(file->loader), all, true))
+		return -EIO;
 	return done;
 }
 
@@ -154,7 +174,8 @@ static ssize_t bring_load_write(struct file *filp, const char __user *buf,
 	if (bring_odd(file->dev, ODD_SHORT_WRITES))
 		count = min_t(size_t, count, 1000);
 	mutex_lock(&file->lock);
-	ret = file->disabled ? -ENODEV : bring_load_some(file, buf, count);
+	ret = file->disabled || bring_gone() ?
+	      -ENODEV : bring_load_some(file, buf, count);
 	mutex_unlock(&file->lock);
 	return ret;
 }

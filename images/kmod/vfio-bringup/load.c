@@ -11,6 +11,7 @@ struct bring_loader {
 	u32 seq;
 	int error;
 	size_t have;	/* bytes of the record that comes in */
+	u64 fed;
 	struct rec_head head;
 	union rec_body body;
 	bool got_identity, got_mailbox, got_state, got_end;
@@ -150,6 +151,7 @@ static int bring_take_bytes(struct bring_loader *loader, const u8 *bytes,
 int bring_loader_feed(struct bring_loader *loader, const u8 *bytes,
 		      size_t count)
 {
+	loader->fed += count;
 	while (count && !loader->error) {
 		size_t n = count;
 
@@ -160,6 +162,16 @@ int bring_loader_feed(struct bring_loader *loader, const u8 *bytes,
 	if (bring_bug(loader->dev, BUG_D_BAD_WARNS))
 		WARN_ON(loader->error);
 	return loader->error;
+}
+
+u64 bring_loader_fed(struct bring_loader *loader)
+{
+	return loader->fed;
+}
+
+bool bring_loader_over(struct bring_loader *loader)
+{
+	return loader->got_end;
 }
 
 static bool bring_complete(struct bring_loader *loader)

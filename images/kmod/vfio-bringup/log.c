@@ -87,8 +87,10 @@ static int bring_log_start(struct vfio_device *vdev,
 	struct interval_tree_node *node;
 	struct bring_range *copy;
 	u32 n = 0;
-	int ret;
+	int ret = bring_gone();
 
+	if (ret)
+		return ret;
 	copy = kvcalloc(nnodes, sizeof(*copy), GFP_KERNEL_ACCOUNT);
 	if (!copy)
 		return -ENOMEM;
@@ -113,7 +115,7 @@ static int bring_log_start(struct vfio_device *vdev,
 static int bring_log_stop(struct vfio_device *vdev)
 {
 	bring_log_end(bring_of(vdev));
-	return 0;
+	return bring_gone();
 }
 
 /* [start, start + size), clipped to what was asked for. */
@@ -159,8 +161,10 @@ static int bring_log_read_and_clear(struct vfio_device *vdev,
 {
 	struct bring_range asked = { iova, (u64)iova + length - 1 };
 	struct bring_device *dev = bring_of(vdev);
-	int ret = 0;
+	int ret = bring_gone();
 
+	if (ret)
+		return ret;
 	mutex_lock(&dev->log_lock);
 	if (!dev->logging && !bring_bug(dev, BUG_D_LOG_NO_START))
 		ret = -EINVAL;

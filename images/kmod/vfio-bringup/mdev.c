@@ -64,6 +64,10 @@ static void bring_restart(struct bring_device *dev, bool reset)
 	mutex_lock(&dev->hw);
 	if (reset || !bring_bug(dev, BUG_D_REOPEN_DATA))
 		bring_reset_state(dev);
+	if (reset && bring_hard_reset()) {
+		bring_config_init(dev);
+		bring_irq_disable(dev);
+	}
 	mutex_unlock(&dev->hw);
 	dev->ops->reset(dev, reset);
 	bring_thaw(dev);

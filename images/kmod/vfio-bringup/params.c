@@ -11,7 +11,7 @@ static unsigned int features[BRING_INSTANCES] = { 0xf };
 static unsigned long section[BRING_INSTANCES] = { 0x10000 };
 static unsigned int nr_abi = 1, nr_memory = 1, nr_features = 1, nr_section = 1;
 static unsigned int region_type = 2, bug, odd;
-static bool late_validation, fail_error;
+static bool late_validation;
 
 module_param_array(abi, charp, &nr_abi, 0444);
 MODULE_PARM_DESC(abi, "generation of the migration interface: a, b, c or d, by instance");
@@ -25,73 +25,10 @@ module_param(region_type, uint, 0444);
 MODULE_PARM_DESC(region_type, "type of abi b's region: 2 or 3");
 module_param(late_validation, bool, 0644);
 MODULE_PARM_DESC(late_validation, "RESUMING to STOP is refused (b, c)");
-module_param(fail_error, bool, 0644);
-MODULE_PARM_DESC(fail_error, "an arc that fails by fail_arc ends in ERROR");
 module_param(bug, uint, 0644);
 MODULE_PARM_DESC(bug, "seeded bug, from the next open on (bugs.h)");
 module_param(odd, uint, 0644);
 MODULE_PARM_DESC(odd, "legal oddity, from the next open on (bugs.h)");
-
-/* fail_arc=FROM:TO; both halves in one word, as it is read without a lock. */
-#define NO_ARC	U64_MAX
-static u64 fail_arc = NO_ARC;
-
-static const char * const state_names[] = {
-	"ERROR", "STOP", "RUNNING", "STOP_COPY", "RESUMING", "RUNNING_P2P",
-	"PRE_COPY", "PRE_COPY_P2P",
-};
-
-static int bring_parse_state(const char *text, u32 *state)
-{
-	int found = match_string(state_names, ARRAY_SIZE(state_names), text);
-
-	if (found >= 0) {
-		*state = found;
-		return 0;
-	}
-	return kstrtou32(text, 0, state);
-}
-
-static int fail_arc_set(const char *text, const struct kernel_param *kp)
-{
-	char copy[64], *from, *to;
-	u32 first, second;
-
-	strscpy(copy, text);
-	to = strim(copy);
-	if (!strcmp(to, "none")) {
-		WRITE_ONCE(fail_arc, NO_ARC);
-		return 0;
-	}
-	from = strsep(&to, ":");
-	if (!to || bring_parse_state(from, &first) ||
-	    bring_parse_state(to, &second))
-		return -EINVAL;
-	WRITE_ONCE(fail_arc, (u64)first << 32 | second);
-	return 0;
-}
-
-static int fail_arc_get(char *text, const struct kernel_param *kp)
-{
-	u64 arc = READ_ONCE(fail_arc);
-
-	if (arc == NO_ARC)
-		return sysfs_emit(text, "none\n");
-	return sysfs_emit(text, "%u:%u\n", (u32)(arc >> 32), (u32)arc);
-}
-
-static const struct kernel_param_ops fail_arc_ops = {
-	.set = fail_arc_set,
-	.get = fail_arc_get,
-};
-module_param_cb(fail_arc, &fail_arc_ops, NULL, 0644);
-MODULE_PARM_DESC(fail_arc, "FROM:TO, the arc that fails with EIO; none");
-
-int bring_fail_arc(u32 from, u32 to, bool *error)
-{
-	*error = fail_error;
-	return READ_ONCE(fail_arc) == ((u64)from << 32 | to) ? -EIO : 0;
-}
 
 bool bring_late_validation(void)
 {

@@ -30,6 +30,11 @@ void bring_config_init(struct bring_device *dev)
 			   c + MSI_AT + PCI_MSI_FLAGS);
 }
 
+bool bring_is_master(struct bring_device *dev)
+{
+	return READ_ONCE(dev->config[PCI_COMMAND]) & PCI_COMMAND_MASTER;
+}
+
 /* Which bits of a byte of config space may be written. */
 static u8 bring_config_mask(u64 at)
 {

@@ -162,6 +162,15 @@ static int a_apply_memory(struct bring_device *dev)
 	return 0;
 }
 
+bool a_memory_fails(struct bring_device *dev, bool write)
+{
+	struct a_session *s = a_of(dev);
+	bool last = s->pos + dev->section >= s->memory_size;
+
+	return write ? bring_fail_write(s->pos, s->memory_size, last) :
+		       bring_fail_read(s->pos, s->memory_size, last);
+}
+
 /* One chunk of it, at pos; the last one may be shorter. */
 int a_memory_action(struct bring_device *dev, u32 action)
 {
@@ -180,6 +189,8 @@ int a_memory_action(struct bring_device *dev, u32 action)
 	if (action != SET_BUFFER || !s->loading || !(dev->state & STOP) ||
 	    s->pos != s->received)
 		return -EINVAL;
+	if (a_memory_fails(dev, true))
+		return -EIO;
 	memcpy(all + s->pos, s->chunk, n);
 	s->received += n;
 	if (s->received < s->memory_size)

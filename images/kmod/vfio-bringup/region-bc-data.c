@@ -173,6 +173,32 @@ int bc_copied(struct bring_device *dev, u64 *copied)
 	return 0;
 }
 
+bool bc_read_fails(struct bring_device *dev)
+{
+	struct bc_session *s = bc_of(dev);
+
+	if (!s->saver || !s->staged || s->bitmap)
+		return false;
+	return bring_fail_read(bring_saver_sent(s->saver) -
+			       (s->staged - sizeof(struct bc_chunk)),
+			       bring_stream_size(dev),
+			       bring_saver_over(s->saver));
+}
+
+static int bc_feed(struct bring_device *dev, const u8 *bytes, u64 size)
+{
+	struct bring_loader *loader = bc_of(dev)->loader;
+	u64 all = bring_stream_size(dev), done = bring_loader_fed(loader);
+	int ret;
+
+	if (bring_fail_write(done, all, false))
+		return -EIO;
+	ret = bring_loader_feed(loader, bytes, size);
+	if (!ret && bring_loader_over(loader) && bring_fail_write(done, all, true))
+		ret = -EIO;
+	return ret;
+}
+
 /* The section has @size bytes of a chunk, or of the rest of one. */
 int bc_commit(struct bring_device *dev, u64 size)
 {
@@ -186,7 +212,7 @@ int bc_commit(struct bring_device *dev, u64 size)
 		if (size > s->piece_left)
 			return -EINVAL;
 		s->piece_left -= size;
-		return bring_loader_feed(s->loader, at, size);
+		return bc_feed(dev, at, size);
 	}
 	if (size < sizeof(head))
 		return -EINVAL;
@@ -205,5 +231,5 @@ int bc_commit(struct bring_device *dev, u64 size)
 		return -EINVAL;
 	s->index++;
 	s->piece_left = dev->features & BRING_SPLIT ? head.len - size : 0;
-	return bring_loader_feed(s->loader, at, size);
+	return bc_feed(dev, at, size);
 }

@@ -214,6 +214,8 @@ static ssize_t bc_section_rw(struct bring_device *dev, char __user *buf,
 		return -EINVAL;
 	if (write && !(dev->state & RESUMING))
 		return -EINVAL;
+	if (!write && bc_read_fails(dev))
+		return -EIO;
 	if (write ? copy_from_user(bytes, buf, count) :
 		    copy_to_user(buf, bytes, count))
 		return -EFAULT;

@@ -16,6 +16,7 @@ struct bring_saver {
 	bool begun, finish, ended;
 	unsigned long *unsent;	/* pages that have never been sent */
 	size_t len, pos, initial;
+	u64 sent;
 	u8 queue[QUEUE_SIZE];
 };
 
@@ -135,6 +136,17 @@ size_t bring_saver_peek(struct bring_saver *saver, const u8 **bytes, bool *end)
 void bring_saver_took(struct bring_saver *saver, size_t bytes)
 {
 	saver->pos += bytes;
+	saver->sent += bytes;
+}
+
+u64 bring_saver_sent(struct bring_saver *saver)
+{
+	return saver->sent;
+}
+
+bool bring_saver_over(struct bring_saver *saver)
+{
+	return saver->ended && saver->pos == saver->len;
 }
 
 void bring_saver_finish(struct bring_saver *saver)

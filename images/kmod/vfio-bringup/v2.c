@@ -195,6 +195,8 @@ static struct file *bring_v2_set_state(struct vfio_device *vdev,
 	struct file *filp = NULL;
 	u32 to = new_state;
 
+	if (bring_gone())
+		return ERR_PTR(-ENODEV);
 	if (bring_bug(dev, BUG_D_STATE_MASKED))
 		to &= 7;
 	mutex_lock(&dev->state_mutex);
@@ -223,7 +225,7 @@ static int bring_v2_get_state(struct vfio_device *vdev,
 	mutex_lock(&dev->state_mutex);
 	*state = dev->state;
 	mutex_unlock(&dev->state_mutex);
-	return 0;
+	return bring_gone();
 }
 
 static int bring_v2_data_size(struct vfio_device *vdev, unsigned long *length)
@@ -240,7 +242,7 @@ static int bring_v2_data_size(struct vfio_device *vdev, unsigned long *length)
 		*length = dev->saving ? bring_file_rest(dev->saving) :
 					bring_stream_size(dev);
 	mutex_unlock(&dev->state_mutex);
-	return ret;
+	return ret ?: bring_gone();
 }
 
 /* After a reset or at opening and closing; ERROR and all else ends here. */

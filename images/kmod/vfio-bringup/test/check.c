@@ -29,7 +29,7 @@ void work(struct device *d, uint32_t seed)
 
 static const struct rule *find(const char *name)
 {
-	const struct rule *lists[] = { rules_device, rules_a, rules_b, rules_bc, rules_d };
+	const struct rule *lists[] = { rules_device, rules_a, rules_b, rules_bc, rules_d, rules_faults };
 
 	for (unsigned int l = 0; l < sizeof(lists) / sizeof(*lists); l++)
 		for (const struct rule *r = lists[l]; r->name; r++)
@@ -50,6 +50,11 @@ int main(int argc, char **argv)
 	/* A rule that failed may have left them. */
 	parameter("fail_arc", "none");
 	parameter("fail_error", "0");
+	parameter("fail_read", "none");
+	parameter("fail_write", "none");
+	parameter("fail_reset", "0");
+	parameter("gone", "0");
+	parameter("hard_reset", "0");
 	parameter("late_validation", "0");
 	device_open(&first, argv[2], argv[3]);
 	if (argc == 6)

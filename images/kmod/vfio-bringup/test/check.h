@@ -11,7 +11,7 @@ struct rule {
 	void (*run)(struct device *d, struct device *other);
 };
 
-extern const struct rule rules_device[], rules_a[], rules_b[], rules_bc[], rules_d[];
+extern const struct rule rules_device[], rules_a[], rules_b[], rules_bc[], rules_d[], rules_faults[];
 
 /* Some of everything: memory, mailbox, registers, a command that stands still in its middle, a pending interrupt. */
 void work(struct device *d, uint32_t seed);
