@@ -3,7 +3,7 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -306,10 +306,13 @@ describe('pumpTo with records that may follow', () => {
     expect(await b.pumpTo(fd, 1, { tag: TAG, budget: MIB })).toBe(1);
     expect(String(await caught(b.read(1)))).toContain('the peer closed the connection');
     close();
-    const server = createServer((socket) => socket.write(Uint8Array.of(1), () => socket.resetAndDestroy()));
+    const server = createServer();
     await once(server.listen(0, '127.0.0.1'), 'listening');
+    const peer = once(server, 'connection') as Promise<[Socket]>;
     const { port } = server.address() as AddressInfo;
     const channel = kvm.channel(await kvm.connect({ family: 'inet', host: '127.0.0.1', port, path: '' }, 5000));
+    const [socket] = await peer;
+    socket.write(Uint8Array.of(1), () => socket.resetAndDestroy());
     await later(100);
     expect(await channel.pumpTo(fd, 1, { tag: TAG, budget: MIB })).toBe(1);
     expect(String(await caught(channel.read(1)))).toContain('the peer went away (ECONNRESET)');
