@@ -1,7 +1,8 @@
 // npm run bench -- device-state: 1 GiB of device state out of a data fd, through the migration's own sections and TCP, into another data fd,
 // against what the same kind of socket does with plain bytes (device-state-peer.c), taking turns, medians of 5; and once in chunks of a
-// migration region of 64 MiB. The fds are files on a tmpfs, whose contents are compared. The memory of this process meanwhile is measured too.
-// FERRY_BENCH_MIB makes it smaller.
+// migration region of 64 MiB. The fds are files on a tmpfs, whose contents are compared. The peer reads and writes the same files, so that the
+// device's two copies are in both figures, and what is ours alone is the framing, the check sum and JS. The memory of this process meanwhile is
+// measured too. FERRY_BENCH_MIB makes it smaller.
 import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';

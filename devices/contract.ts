@@ -135,7 +135,8 @@ export interface PumpResult {
 }
 export interface ChunkSource {
   take(length: number): Promise<Uint8Array>;
-  /** channel -> data fd, in C++. Rejects with SysError when the driver refuses the bytes. */
+  /** channel -> data fd, in C++. Rejects with SysError when the driver refuses the bytes. With all that is left of the chunk go the chunks that
+   *  have arrived right behind it, which the device is not asked for then: a data fd takes one stream of bytes, however it was cut. */
   pump(fd: number, length: number): Promise<void>;
   /** channel -> pieces, in order, in C++. Rejects with SysError when the device refuses the bytes; they are consumed all the same. */
   pumpPieces(pieces: readonly ChunkPiece[]): Promise<void>;

@@ -58,10 +58,15 @@ export async function sendBulk(
   return sink.bytes;
 }
 
+/** What one pump takes with it, so that the destination hears of its progress. */
+const PUMP_MAX = 64 * 2 ** 20;
+
 /** One DATA record as the device sees it: it must take all of it, by either door. */
 class BulkRecord implements ChunkSource {
   readonly #reader: StreamReader;
   left: number;
+  /** Of the records behind it that went with it. */
+  following = 0;
 
   constructor(reader: StreamReader, length: number) {
     this.#reader = reader;
@@ -79,9 +84,11 @@ class BulkRecord implements ChunkSource {
     return this.#reader.channel.read(length);
   }
 
-  pump(fd: number, length: number): Promise<void> {
+  async pump(fd: number, length: number): Promise<void> {
     this.#claim(length);
-    return this.#reader.channel.pumpTo(fd, length);
+    const { channel } = this.#reader;
+    if (this.left > 0) await channel.pumpTo(fd, length);
+    else this.following = (await channel.pumpTo(fd, length, { tag: BULK_TAG.data, budget: PUMP_MAX })) - length;
   }
 
   pumpPieces(pieces: readonly ChunkPiece[]): Promise<void> {
@@ -123,22 +130,23 @@ export async function receiveBulk(reader: StreamReader, section: SectionHead, ta
       throw new StreamError(
         `a record of ${length} bytes in ${JSON.stringify(section.name)}; ${BULK_CHUNK_MAX} are allowed`,
       );
-    await receiveRecord(reader, section, target, Number(length));
-    bytes += Number(length);
+    bytes += await receiveRecord(reader, section, target, Number(length));
   }
   await reader.footer(section);
   return bytes;
 }
 
+/** Returns its bytes, and those that went with it. */
 async function receiveRecord(
   reader: StreamReader,
   section: SectionHead,
   target: BulkTarget,
   length: number,
-): Promise<void> {
+): Promise<number> {
   const record = new BulkRecord(reader, length);
   if (target === null) while (record.left > 0) await record.take(Math.min(record.left, BULK_RECORD_MAX));
   else await target.loadChunk(record, length);
   if (record.left !== 0)
     throw new StreamError(`${JSON.stringify(section.name)} left ${record.left} bytes of a record unread`);
+  return length + record.following;
 }

@@ -9,8 +9,8 @@
 #include "addon.h"
 #include "channel_lane.h"
 #include "chunk_operations.h"
-#include "data_pump.h"
 #include "errors.h"
+#include "pump_operations.h"
 
 namespace ferry {
 namespace {
@@ -55,8 +55,8 @@ class Channel : public Napi::ObjectWrap<Channel> {
   Napi::Value Read(const Napi::CallbackInfo& info);
   Napi::Value SendPages(const Napi::CallbackInfo& info);
   Napi::Value ReceivePages(const Napi::CallbackInfo& info);
-  Napi::Value PumpFromFd(const Napi::CallbackInfo& info);
-  Napi::Value PumpToFd(const Napi::CallbackInfo& info);
+  Napi::Value PumpFrom(const Napi::CallbackInfo& info) { return Submit(info.Env(), PumpFromOperation(info)); }
+  Napi::Value PumpTo(const Napi::CallbackInfo& info) { return Submit(info.Env(), PumpToOperation(info)); }
   Napi::Value PumpPiecesFrom(const Napi::CallbackInfo& info) { return Submit(info.Env(), PiecesFromOperation(info)); }
   Napi::Value PumpPiecesTo(const Napi::CallbackInfo& info) { return Submit(info.Env(), PiecesToOperation(info)); }
   Napi::Value End(const Napi::CallbackInfo& info);
@@ -306,44 +306,6 @@ Napi::Value Channel::ReceivePages(const Napi::CallbackInfo& info) {
   return Submit(env, operation);
 }
 
-Napi::Value Channel::PumpFromFd(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  std::optional<int> fd = ReadFd(info[0], "fd");
-  if (!fd) return env.Undefined();
-  std::optional<uint64_t> budget = ReadSize(info[1], "budget");
-  if (!budget) return env.Undefined();
-  if (!info[2].IsBigInt()) return ThrowType(env, "tag must be a bigint");
-  bool lossless = false;
-  uint64_t tag = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
-  auto data = std::make_shared<DataFd>(*fd);
-  if (data->error() != 0) return ThrowSys(env, "dup(data fd)", data->error());
-  auto pumped = std::make_shared<Pumped>();
-  auto operation = std::make_shared<Operation>(env, true);
-  uint64_t most = *budget;
-  operation->work = [data, most, tag, pumped](Session& session) { return PumpFrom(session.tx, *data, most, tag, *pumped); };
-  operation->result = [pumped](Napi::Env env) -> Napi::Value {
-    Napi::Object object = Napi::Object::New(env);
-    object.Set("bytes", static_cast<double>(pumped->bytes));
-    object.Set("end", pumped->end == PumpEnd::more ? "more" : pumped->end == PumpEnd::drained ? "drained" : "end");
-    return object;
-  };
-  return Submit(env, operation);
-}
-
-Napi::Value Channel::PumpToFd(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  std::optional<int> fd = ReadFd(info[0], "fd");
-  if (!fd) return env.Undefined();
-  std::optional<uint64_t> length = ReadSize(info[1], "length");
-  if (!length) return env.Undefined();
-  auto data = std::make_shared<DataFd>(*fd);
-  if (data->error() != 0) return ThrowSys(env, "dup(data fd)", data->error());
-  auto operation = std::make_shared<Operation>(env, false);
-  uint64_t most = *length;
-  operation->work = [data, most](Session& session) { return PumpTo(session.rx, *data, most); };
-  return Submit(env, operation);
-}
-
 Napi::Value Channel::End(const Napi::CallbackInfo& info) {
   auto operation = std::make_shared<Operation>(info.Env(), true);
   operation->work = [](Session& session) {
@@ -373,8 +335,8 @@ Napi::Function Channel::Define(Napi::Env env) {
                          InstanceMethod<&Channel::Read>("read"),
                          InstanceMethod<&Channel::SendPages>("sendPages"),
                          InstanceMethod<&Channel::ReceivePages>("receivePages"),
-                         InstanceMethod<&Channel::PumpFromFd>("pumpFrom"),
-                         InstanceMethod<&Channel::PumpToFd>("pumpTo"),
+                         InstanceMethod<&Channel::PumpFrom>("pumpFrom"),
+                         InstanceMethod<&Channel::PumpTo>("pumpTo"),
                          InstanceMethod<&Channel::PumpPiecesFrom>("pumpPiecesFrom"),
                          InstanceMethod<&Channel::PumpPiecesTo>("pumpPiecesTo"),
                          InstanceMethod<&Channel::End>("end"),

@@ -12,8 +12,11 @@
 namespace ferry {
 namespace {
 
-/** The bounded buffer, and the largest single access of a region. */
-constexpr uint64_t kChunk = 1024 * 1024;
+/** The bounded buffers of both directions, and the largest single access of a region. */
+constexpr uint64_t kChunk = TxWire::kChunk;
+static_assert(kChunk <= RxWire::kMost);
+/** Of what is copied into memory: while it is in the 2nd-level cache. */
+constexpr uint64_t kCopy = 512 * 1024;
 constexpr char kSending[] = "sending device data";
 constexpr char kReading[] = "reading device data";
 constexpr char kPread[] = "pread(device region)";
@@ -30,12 +33,12 @@ Failure Outcome(const char* call, ssize_t came, uint64_t part) {
 class RecordSender {
  public:
   RecordSender(TxWire& wire, uint64_t tag, uint64_t length)
-      : wire_(wire), head_{htobe64(tag), htobe64(length)}, room_(std::min(length, kChunk)), buffer_(new uint8_t[room_]) {}
+      : wire_(wire), head_{htobe64(tag), htobe64(length)}, room_(std::min(length, kChunk)), buffer_(wire.Chunk()) {}
 
   Failure AddMemory(const uint8_t* bytes, uint64_t length) {
     while (length > 0) {
       uint64_t part = std::min(length, room_ - filled_);
-      memcpy(buffer_.get() + filled_, bytes, part);
+      memcpy(buffer_ + filled_, bytes, part);
       filled_ += part;
       bytes += part;
       length -= part;
@@ -54,7 +57,7 @@ class RecordSender {
         if (!failure.ok()) return failure;
       }
       if (wire_.connection().aborted()) return Failure::Sys("channel", ECANCELED);
-      Failure failure = Outcome(kPread, piece.region->ReadAt(buffer_.get() + filled_, part, piece.offset + done), part);
+      Failure failure = Outcome(kPread, piece.region->ReadAt(buffer_ + filled_, part, piece.offset + done), part);
       failure.broken = begun_;
       if (!failure.ok()) return failure;
       filled_ += part;
@@ -65,9 +68,9 @@ class RecordSender {
 
   Failure Flush() {
     if (filled_ == 0) return {};
-    iovec vectors[2] = {{head_, sizeof head_}, {buffer_.get(), filled_}};
+    iovec vectors[2] = {{head_, sizeof head_}, {buffer_, filled_}};
     if (!begun_) wire_.Account(head_, sizeof head_);
-    wire_.Account(buffer_.get(), filled_);
+    wire_.Account(buffer_, filled_);
     Failure failure = begun_ ? wire_.Send(vectors + 1, 1, kSending) : wire_.Send(vectors, 2, kSending);
     begun_ = true;
     filled_ = 0;
@@ -78,7 +81,7 @@ class RecordSender {
   TxWire& wire_;
   uint64_t head_[2];
   const uint64_t room_;
-  std::unique_ptr<uint8_t[]> buffer_;
+  uint8_t* const buffer_;
   uint64_t filled_ = 0;
   bool begun_ = false;
 };
@@ -103,7 +106,7 @@ Failure ReadAhead(TxWire& wire, const std::vector<ChunkPiece>& pieces, uint8_t* 
 
 Failure ToMemory(RxWire& wire, const ChunkPiece& piece, bool refused) {
   for (uint64_t done = 0; done < piece.length;) {
-    size_t part = std::min<uint64_t>(piece.length - done, RxWire::kCapacity);
+    size_t part = std::min(piece.length - done, kCopy);
     Failure failure = wire.Need(part, kReading);
     if (!failure.ok()) return failure;
     wire.Account(wire.data(), part);
@@ -114,13 +117,16 @@ Failure ToMemory(RxWire& wire, const ChunkPiece& piece, bool refused) {
   return {};
 }
 
-Failure ToRegion(RxWire& wire, const ChunkPiece& piece, uint8_t* buffer, Failure& refused) {
+/** Straight out of the read buffer. */
+Failure ToRegion(RxWire& wire, const ChunkPiece& piece, Failure& refused) {
   for (uint64_t done = 0; done < piece.length;) {
     uint64_t part = std::min(piece.length - done, kChunk);
-    Failure failure = wire.Read(buffer, part, kReading);
+    Failure failure = wire.Need(part, kReading);
     if (!failure.ok()) return failure;
-    if (refused.ok()) refused = Outcome(kPwrite, piece.region->WriteAt(buffer, part, piece.offset + done), part);
+    wire.Account(wire.data(), part);
+    if (refused.ok()) refused = Outcome(kPwrite, piece.region->WriteAt(wire.data(), part, piece.offset + done), part);
     if (wire.connection().aborted()) return Failure::Sys("channel", ECANCELED);
+    wire.Skip(part);
     done += part;
   }
   return {};
@@ -131,7 +137,8 @@ Failure ToRegion(RxWire& wire, const ChunkPiece& piece, uint8_t* buffer, Failure
 Failure PumpPiecesFrom(TxWire& wire, const std::vector<ChunkPiece>& pieces, uint64_t tag) {
   uint64_t total = 0;
   for (const ChunkPiece& piece : pieces) total += piece.length;
-  uint64_t early = RegionBytes(pieces);
+  // A record that fits into the buffer is read whole before a byte of it goes.
+  uint64_t early = total > kChunk ? RegionBytes(pieces) : 0;
   if (early > kChunk) early = 0;
   std::unique_ptr<uint8_t[]> ahead(early > 0 ? new uint8_t[early] : nullptr);
   if (early > 0) {
@@ -157,9 +164,8 @@ Failure PumpPiecesFrom(TxWire& wire, const std::vector<ChunkPiece>& pieces, uint
 
 Failure PumpPiecesTo(RxWire& wire, const std::vector<ChunkPiece>& pieces) {
   Failure refused;
-  std::unique_ptr<uint8_t[]> buffer(new uint8_t[std::min(RegionBytes(pieces), kChunk)]);
   for (const ChunkPiece& piece : pieces) {
-    Failure failure = piece.region ? ToRegion(wire, piece, buffer.get(), refused) : ToMemory(wire, piece, !refused.ok());
+    Failure failure = piece.region ? ToRegion(wire, piece, refused) : ToMemory(wire, piece, !refused.ok());
     if (!failure.ok()) return failure;
   }
   return refused;

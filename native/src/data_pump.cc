@@ -14,7 +14,8 @@
 namespace ferry {
 namespace {
 
-constexpr size_t kChunk = 1024 * 1024;
+/** Of one write into a data fd: it is written while it is in the 2nd-level cache. */
+constexpr size_t kWrite = 512 * 1024;
 constexpr char kSending[] = "sending device data";
 constexpr char kReading[] = "reading device data";
 
@@ -37,6 +38,18 @@ Failure WriteAll(const Connection& connection, const DataFd& data, const uint8_t
   return {};
 }
 
+/** The length of a record of that tag that has arrived, when it is from 1 to `most`; 0: whatever comes is left where it is. */
+uint64_t TakeHead(RxWire& wire, uint64_t tag, uint64_t most) {
+  uint64_t head[2];
+  if (!wire.Arrived(sizeof head)) return 0;
+  memcpy(head, wire.data(), sizeof head);
+  uint64_t length = be64toh(head[1]);
+  if (be64toh(head[0]) != tag || length > most || length == 0) return 0;
+  wire.Account(head, sizeof head);
+  wire.Skip(sizeof head);
+  return length;
+}
+
 }  // namespace
 
 DataFd::DataFd(int fd) : fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) {
@@ -56,10 +69,10 @@ DataFd::~DataFd() {
 }
 
 Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag, Pumped& pumped) {
-  std::unique_ptr<uint8_t[]> chunk(new uint8_t[std::min<uint64_t>(budget, kChunk)]);
+  uint8_t* chunk = wire.Chunk();
   while (pumped.bytes < budget) {
     if (wire.connection().aborted()) return Failure::Sys("channel", ECANCELED);
-    ssize_t got = read(data.fd(), chunk.get(), std::min<uint64_t>(kChunk, budget - pumped.bytes));
+    ssize_t got = read(data.fd(), chunk, std::min<uint64_t>(TxWire::kChunk, budget - pumped.bytes));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) {
       if (!wire.connection().Wait(data.fd(), POLLIN)) return Failure::Sys("channel", ECANCELED);
@@ -72,8 +85,8 @@ Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag
     }
     uint64_t head[2] = {htobe64(tag), htobe64(static_cast<uint64_t>(got))};
     wire.Account(head, sizeof head);
-    wire.Account(chunk.get(), got);
-    iovec vectors[2] = {{head, sizeof head}, {chunk.get(), static_cast<size_t>(got)}};
+    wire.Account(chunk, got);
+    iovec vectors[2] = {{head, sizeof head}, {chunk, static_cast<size_t>(got)}};
     Failure failure = wire.Send(vectors, 2, kSending);
     if (!failure.ok()) return failure;
     pumped.bytes += got;
@@ -84,7 +97,7 @@ Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag
 Failure PumpTo(RxWire& wire, const DataFd& data, uint64_t length) {
   Failure refused;
   while (length > 0) {
-    size_t part = std::min<uint64_t>(length, RxWire::kCapacity);
+    size_t part = std::min<uint64_t>(length, kWrite);
     Failure failure = wire.Need(part, kReading);
     if (!failure.ok()) return failure;
     if (refused.ok()) refused = WriteAll(wire.connection(), data, wire.data(), part);
@@ -94,6 +107,16 @@ Failure PumpTo(RxWire& wire, const DataFd& data, uint64_t length) {
     length -= part;
   }
   return refused;
+}
+
+Failure PumpRunTo(RxWire& wire, const DataFd& data, uint64_t length, const Following& following, uint64_t& pumped) {
+  for (pumped = 0;;) {
+    Failure failure = PumpTo(wire, data, length);
+    pumped += length;
+    if (!failure.ok()) return failure;
+    length = pumped < following.budget ? TakeHead(wire, following.tag, following.budget - pumped) : 0;
+    if (length == 0) return {};
+  }
 }
 
 }  // namespace ferry

@@ -40,4 +40,13 @@ Failure PumpFrom(TxWire& wire, const DataFd& data, uint64_t budget, uint64_t tag
 /** `length` bytes of the stream into the fd. When it refuses, the bytes are consumed all the same: the stream goes on behind them. */
 Failure PumpTo(RxWire& wire, const DataFd& data, uint64_t length);
 
+/** Records as PumpFrom makes them, which may follow what is pumped: they are taken along, up to `budget` bytes of data in all. */
+struct Following {
+  uint64_t tag = 0;
+  uint64_t budget = 0;
+};
+
+/** The same, and the records that have arrived right behind: no thread need be woken for each. `pumped`: bytes of data, without heads. */
+Failure PumpRunTo(RxWire& wire, const DataFd& data, uint64_t length, const Following& following, uint64_t& pumped);
+
 }  // namespace ferry

@@ -27,6 +27,8 @@ constexpr int64_t kNsPerSecond = 1000000000;
 constexpr int64_t kBurstNs = kNsPerSecond / 50;
 /** For a thread that has the errno and has not noted it yet. */
 constexpr int64_t kWordNs = kNsPerSecond / 5;
+/** Of one recv(2) into the read buffer: it is worked on while it is in the 2nd-level cache. */
+constexpr size_t kReceive = 512 * 1024;
 
 Failure Broken(int err, const char* doing) {
   std::string sentence = "the connection broke while ";
@@ -176,6 +178,11 @@ size_t TxWire::WriteNow(const void* data, size_t length) {
   return sent;
 }
 
+uint8_t* TxWire::Chunk() {
+  if (chunk_ == nullptr) chunk_.reset(new uint8_t[kChunk]);
+  return chunk_.get();
+}
+
 bool TxWire::Pace(size_t length, uint64_t bytesPerSecond) {
   if (bytesPerSecond == 0) return !connection_.aborted();
   int64_t now = MonotonicNs();
@@ -189,10 +196,14 @@ bool TxWire::Pace(size_t length, uint64_t bytesPerSecond) {
   return !connection_.aborted();
 }
 
+ssize_t RxWire::TryReceive(void* into, size_t room) {
+  return connection_.isSocket() ? recv(connection_.fd, into, room, MSG_DONTWAIT) : read(connection_.fd, into, room);
+}
+
 Failure RxWire::Receive(void* into, size_t room, size_t& got, const char* doing) {
   for (;;) {
     if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
-    ssize_t came = connection_.isSocket() ? recv(connection_.fd, into, room, MSG_DONTWAIT) : read(connection_.fd, into, room);
+    ssize_t came = TryReceive(into, room);
     int err = errno;
     if (came > 0) {
       got = came;
@@ -210,21 +221,37 @@ Failure RxWire::Receive(void* into, size_t room, size_t& got, const char* doing)
   }
 }
 
+void RxWire::MakeRoom(size_t length) {
+  if (buffer_ == nullptr) buffer_.reset(new uint8_t[kCapacity]);
+  if (start_ == 0 || (available() > kAhead && start_ + length <= kCapacity)) return;
+  memmove(buffer_.get(), buffer_.get() + start_, available());
+  end_ -= start_;
+  start_ = 0;
+}
+
+size_t RxWire::Room() const { return std::min(kCapacity - end_, kReceive); }
+
 Failure RxWire::Need(size_t length, const char* doing) {
   if (available() >= length) return {};
-  if (buffer_ == nullptr) buffer_.reset(new uint8_t[kCapacity]);
-  if (start_ > 0) {
-    memmove(buffer_.get(), buffer_.get() + start_, available());
-    end_ -= start_;
-    start_ = 0;
-  }
+  MakeRoom(length);
   while (available() < length) {
     size_t got = 0;
-    Failure failure = Receive(buffer_.get() + end_, kCapacity - end_, got, doing);
+    Failure failure = Receive(buffer_.get() + end_, Room(), got, doing);
     if (!failure.ok()) return failure;
     end_ += got;
   }
   return {};
+}
+
+bool RxWire::Arrived(size_t length) {
+  if (available() >= length) return true;
+  if (connection_.aborted()) return false;
+  MakeRoom(length);
+  ssize_t came = TryReceive(buffer_.get() + end_, Room());
+  // Whoever waits for these bytes is told: an end of the stream comes again, an error does not.
+  if (came < 0 && errno != EAGAIN && errno != EINTR) connection_.Remember(errno);
+  if (came > 0) end_ += came;
+  return available() >= length;
 }
 
 bool RxWire::ReadNow(uint8_t* into, size_t length) {
@@ -237,12 +264,12 @@ bool RxWire::ReadNow(uint8_t* into, size_t length) {
 }
 
 Failure RxWire::Read(uint8_t* into, size_t length, const char* doing) {
-  if (length <= kCapacity) {
+  if (length <= kAhead) {
     Failure failure = Need(length, doing);
     if (failure.ok()) ReadNow(into, length);
     return failure;
   }
-  size_t have = available();
+  size_t have = std::min(length, available());
   ReadNow(into, have);
   while (have < length) {
     size_t got = 0;

@@ -85,17 +85,22 @@ class TxWire : public Direction {
   Failure Write(const void* data, size_t length, const char* doing);
   /** What goes out without waiting, for small writes on the JS thread; the rest is the caller's. Accounts what it sent. */
   size_t WriteNow(const void* data, size_t length);
+  /** kChunk bytes for what is gathered to be sent, made at the first use and kept. For whoever uses this direction. */
+  static constexpr size_t kChunk = 1024 * 1024;
+  uint8_t* Chunk();
   /** Token bucket: returns when `length` bytes may go at `bytesPerSecond` (0: at once). false: aborted. */
   bool Pace(size_t length, uint64_t bytesPerSecond);
 
  private:
   Connection& connection_;
+  std::unique_ptr<uint8_t[]> chunk_;
   int64_t paid_until_ns_ = 0;
 };
 
 class RxWire : public Direction {
  public:
-  static constexpr size_t kCapacity = 512 * 1024;
+  /** The most that may be asked for at once. */
+  static constexpr size_t kMost = 1024 * 1024;
   explicit RxWire(Connection& connection) : connection_(connection) {}
   Connection& connection() { return connection_; }
 
@@ -107,15 +112,24 @@ class RxWire : public Direction {
     start_ += length;
     Count(length);
   }
-  /** Room for the tail at the front, then at least `length` (<= kCapacity) bytes are there. Moves what is buffered. */
+  /** At least `length` (<= kMost) bytes are there. May move what is buffered. */
   Failure Need(size_t length, const char* doing);
+  /** Whether `length` (<= kMost) bytes are there without waiting; takes what has arrived. May move what is buffered. */
+  bool Arrived(size_t length);
   /** Exactly `length` bytes, accounted. */
   Failure Read(uint8_t* into, size_t length, const char* doing);
   /** From the buffer alone, accounted; false when it holds less. */
   bool ReadNow(uint8_t* into, size_t length);
 
  private:
+  /** Of read-ahead that is moved rather than left where it is, and what the buffer has room for beside a largest request. */
+  static constexpr size_t kAhead = 64 * 1024;
+  static constexpr size_t kCapacity = kMost + kAhead;
+  ssize_t TryReceive(void* into, size_t room);
   Failure Receive(void* into, size_t room, size_t& got, const char* doing);
+  /** Room behind what is buffered, for as much as is missing for `length`. */
+  void MakeRoom(size_t length);
+  size_t Room() const;
   Connection& connection_;
   std::unique_ptr<uint8_t[]> buffer_;
   size_t start_ = 0;

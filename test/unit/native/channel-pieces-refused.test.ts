@@ -47,6 +47,10 @@ describe('pumpPiecesFrom', () => {
         'pread(device region): EISDIR',
       ],
       [[before, { fd: short, offset: 0, length: 20 }], 'pread(device region): only 10 of 20 bytes taken: EIO'],
+      [
+        [{ bytes: new Uint8Array(100) }, { fd: short, offset: 0, length: 20 }],
+        'pread(device region): only 10 of 20 bytes taken: EIO',
+      ],
       [[{ fd: short, offset: 10, length: 1 }], 'pread(device region): only 0 of 1 bytes taken: EIO'],
     ] as [ChunkPiece[], string][]) {
       const error = await caught(a.pumpPiecesFrom(pieces, TAG));

@@ -1,7 +1,9 @@
 // Device data between a data fd and a Channel: framing, the ways a data fd ends or refuses, and abort while it has nothing.
 // linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE; pipes, files and an eventfd stand for drivers here.
 import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -207,5 +209,125 @@ describe('pumpTo', () => {
     silent.close();
     closeSync(ends.read);
     closeSync(ends.write);
+  });
+});
+
+describe('pumpTo with records that may follow', () => {
+  const END = concat([be64(0xffffffffef100001n), be64(5n)]);
+  const record = (data: Uint8Array, tag = TAG) => concat([be64(tag), be64(BigInt(data.length)), data]);
+  /** All of it is in the receiver's socket when this resolves. */
+  async function arrived(kind: 'tcp' | 'unix', ...parts: Uint8Array[]) {
+    const ends = await pair(kind);
+    await ends.a.write(concat(parts));
+    const path = file(new Uint8Array(0));
+    const fd = openSync(path, 'w');
+    return { ...ends, fd, path, left: async (length: number) => [...(await ends.b.read(length))] };
+  }
+
+  it('takes along those of its tag that have arrived, and leaves what is none', async () => {
+    const parts = [bytesOf(1000, 3), bytesOf(1, 5), bytesOf(40_000, 7)] as const;
+    const { a, b, fd, path, left, close } = await arrived('unix', parts[0], record(parts[1]), record(parts[2]), END);
+    expect(await b.pumpTo(fd, 1000, { tag: TAG, budget: 64 * MIB })).toBe(41_001);
+    expect(Buffer.compare(readFileSync(path), concat(parts))).toBe(0);
+    expect(await left(16)).toEqual([...END]);
+    expect([b.rxBytes, b.rxCrc]).toEqual([a.txBytes, a.txCrc]);
+    closeSync(fd);
+    close();
+  });
+
+  it.each([
+    ['of another tag', record(Uint8Array.of(4), TAG + 1n), 64 * MIB],
+    ['of no bytes', record(new Uint8Array(0)), 64 * MIB],
+    ['that does not fit into the budget', record(new Uint8Array(3)), 6],
+    ['when the budget is used up', record(Uint8Array.of(4)), 2],
+    ['whose length is nonsense', concat([be64(TAG), be64(2n ** 64n - 1n)]), 64 * MIB],
+    ['whose head is not there yet', be64(TAG), 64 * MIB],
+  ])('leaves one %s for whoever reads next', async (_which, next, budget) => {
+    const { a, b, fd, path, left, close } = await arrived(
+      'unix',
+      Uint8Array.of(1, 2),
+      record(Uint8Array.of(8, 9)),
+      next,
+    );
+    const went = await b.pumpTo(fd, 2, { tag: TAG, budget });
+    expect(went).toBe(budget === 2 ? 2 : 4);
+    expect([...readFileSync(path)]).toEqual([1, 2, 8, 9].slice(0, went));
+    const rest = budget === 2 ? record(Uint8Array.of(8, 9)) : next;
+    await a.write(Uint8Array.of(7)); // it did not wait for more, and took nothing of it
+    expect((await left(rest.length + (budget === 2 ? next.length : 0) + 1)).slice(0, rest.length)).toEqual([...rest]);
+    expect(b.rxCrc).toBe(a.txCrc);
+    closeSync(fd);
+    close();
+  });
+
+  it('carries many records of any size behind each other, as fast as they come', async () => {
+    const { a, b, close } = await pair('tcp');
+    const path = file(new Uint8Array(0));
+    const fd = openSync(path, 'w');
+    const data = bytesOf(9 * MIB + 77, 11);
+    const sending = (async () => {
+      for (let at = 0, size = 1; at < data.length; size = Math.min(size * 3, MIB)) {
+        await a.write(record(data.subarray(at, at + size)));
+        at += size;
+      }
+      await a.write(END);
+    })();
+    let went = 0;
+    for (;;) {
+      const head = Buffer.from(await b.read(16));
+      if (head.readBigUInt64BE(0) !== TAG) break;
+      went += await b.pumpTo(fd, Number(head.readBigUInt64BE(8)), { tag: TAG, budget: 4 * MIB });
+    }
+    await sending;
+    expect(went).toBe(data.length);
+    expect(Buffer.compare(readFileSync(path), data)).toBe(0);
+    expect([b.rxBytes, b.rxCrc]).toEqual([a.txBytes, a.txCrc]);
+    closeSync(fd);
+    close();
+  });
+
+  it('stops behind a record that the driver refused: its bytes are consumed, those of the next are not', async () => {
+    const event = kvm.eventFd();
+    const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
+    const next = record(one);
+    const { b, fd, left, close } = await arrived('unix', one, record(new Uint8Array(8).fill(0xff)), next);
+    const error = await caught(b.pumpTo(event, 8, { tag: TAG, budget: MIB }));
+    expect(String(error)).toContain('write(data fd): EINVAL');
+    expect(await left(next.length)).toEqual([...next]);
+    expect(kvm.eventTake(event)).toBe(1n);
+    kvm.closeFd(event);
+    closeSync(fd);
+    close();
+  });
+
+  it('leaves to the next read how the stream ended, and why the connection broke', async () => {
+    const { a, b, fd, close } = await arrived('unix', Uint8Array.of(1));
+    await a.end();
+    expect(await b.pumpTo(fd, 1, { tag: TAG, budget: MIB })).toBe(1);
+    expect(String(await caught(b.read(1)))).toContain('the peer closed the connection');
+    close();
+    const server = createServer();
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const peer = once(server, 'connection') as Promise<[Socket]>;
+    const { port } = server.address() as AddressInfo;
+    const channel = kvm.channel(await kvm.connect({ family: 'inet', host: '127.0.0.1', port, path: '' }, 5000));
+    const [socket] = await peer;
+    socket.write(Uint8Array.of(1), () => socket.resetAndDestroy());
+    await later(100);
+    expect(await channel.pumpTo(fd, 1, { tag: TAG, budget: MIB })).toBe(1);
+    expect(String(await caught(channel.read(1)))).toContain('the peer went away (ECONNRESET)');
+    channel.abort();
+    server.close();
+    closeSync(fd);
+  });
+
+  it('refuses a tag or budget of another type, before a byte went', async () => {
+    const { b, fd, left, close } = await arrived('unix', Uint8Array.of(1));
+    const attempt = (following: unknown) => () => b.pumpTo(fd, 1, following as { tag: bigint; budget: number });
+    for (const wrong of [null, 1, {}, { tag: 1, budget: 1 }, { tag: 1n }]) expect(attempt(wrong)).toThrow(TypeError);
+    expect(attempt({ tag: 1n, budget: -1 })).toThrow(RangeError);
+    expect(await left(1)).toEqual([1]);
+    closeSync(fd);
+    close();
   });
 });

@@ -21,7 +21,9 @@ const kvm = kvmNode();
 const dir = mkdtempSync(join(tmpdir(), 'ferry-fd-io-'));
 afterAll(() => rmSync(dir, { recursive: true }));
 const MIB = 1024 * 1024;
-const SIZES = [0, 1, 3, MIB - 1, MIB + 1, 65 * MIB + 3];
+/** scripts/sanitize.mjs sets FERRY_TEST_SMALL: more of the same bytes is nothing more for a sanitizer to see. */
+const LARGEST = (process.env['FERRY_TEST_SMALL'] ? 5 : 65) * MIB + 3;
+const SIZES = [0, 1, 3, MIB - 1, MIB + 1, LARGEST];
 
 let made = 0;
 function file(bytes: Uint8Array): string {
