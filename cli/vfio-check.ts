@@ -2,12 +2,12 @@
 // this program once more with the internal verb `vfio check-child`; called by cli/vfio.ts.
 import { writeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
+import { type BesideTexts, findBeside } from '../devices/vfio/check/beside.ts';
 import { chooseRules, exitCodeOf, type Repeat, runCheck } from '../devices/vfio/check/check.ts';
 import { openCheckDoor } from '../devices/vfio/check/check-door.ts';
 import { type FromChild, RuleChildren } from '../devices/vfio/check/children.ts';
 import { loadExerciser } from '../devices/vfio/check/exerciser.ts';
 import { GENERATIONS } from '../devices/vfio/check/generation.ts';
-import { findDevice } from '../devices/vfio/check/place.ts';
 import type { Generation } from '../devices/vfio/check/rule.ts';
 import { serve } from '../devices/vfio/check/serve.ts';
 import { HOST_PATHS } from '../devices/vfio/kernel-door.ts';
@@ -26,13 +26,15 @@ const OPTIONS: OptionTable = {
   destructive: { kind: 'flag', value: '', help: 'also rules that may make the IOMMU report faults' },
   only: { kind: 'list', value: 'RULE', help: 'this rule, or all of an area (states); may be given several times' },
   abi: { kind: 'value', value: 'ABI', help: 'v2, v1, v7 or regions: the rules of this generation (default: as found)' },
+  second: { kind: 'value', value: 'DEV', help: 'another device: it is loaded into, and the target of DMA to a peer' },
+  'other-size': { kind: 'value', value: 'DEV', help: 'a device of the same kind and another size: it must refuse' },
   exerciser: { kind: 'value', value: 'FILE', help: 'a JavaScript file that makes the device work (docs/check.md)' },
   strict: { kind: 'flag', value: '', help: 'fail when a rule was not exercised, too' },
   rules: { kind: 'flag', value: '', help: 'list the rules and the sentences that they hold' },
 };
 
 const HELP = `usage: ferry vfio check DEV [--json|--tap] [--destructive] [--only RULE] [--abi ABI]
-                           [--exerciser FILE] [--strict]
+                           [--second DEV] [--other-size DEV] [--exerciser FILE] [--strict]
        ferry vfio check --rules
 
 Holds the migration driver of a device to what linux/vfio.h says, or the text of the older interface that it speaks. The device must be bound to its VFIO driver, and free.
@@ -59,8 +61,14 @@ export async function checkDevice(args: readonly string[]): Promise<number> {
   const exerciserFile = parsed.value('exerciser');
   // Bad input is said before anything is started.
   if (exerciserFile !== null) await loadExerciser(exerciserFile);
-  const repeat = { deviceText, exerciserFile, destructive: parsed.flag('destructive'), abi: abiOf(parsed) };
-  findDevice(HOST_PATHS, deviceText);
+  const repeat = {
+    deviceText,
+    exerciserFile,
+    destructive: parsed.flag('destructive'),
+    abi: abiOf(parsed),
+    besideTexts: besideOf(parsed),
+  };
+  findBeside(HOST_PATHS, deviceText, repeat.besideTexts);
   const children = new RuleChildren({ ...childCommand(repeat), limitMs: CALL_MS, proc: HOST_PATHS.proc });
   const rows = !parsed.flag('json') && !parsed.flag('tap');
   try {
@@ -94,12 +102,17 @@ function abiOf(parsed: Parsed): Generation | null {
   throw new VmmError('usage', `--abi ${text}: there is no such generation; it is one of ${GENERATIONS.join(', ')}`);
 }
 
+function besideOf(parsed: Parsed): BesideTexts {
+  return { second: parsed.value('second'), 'other-size': parsed.value('other-size') };
+}
+
 /** This very program, however it was started: node's own options, the script, and the internal verb. */
-function childCommand({ deviceText, exerciserFile, destructive, abi }: Repeat) {
+function childCommand({ deviceText, exerciserFile, destructive, abi, besideTexts }: Repeat) {
   const options = [
     ...(exerciserFile === null ? [] : ['--exerciser', exerciserFile]),
     ...(destructive ? ['--destructive'] : []),
     ...(abi === null ? [] : ['--abi', abi]),
+    ...Object.entries(besideTexts).flatMap(([name, text]) => (text === null ? [] : [`--${name}`, text])),
   ];
   const script = process.argv[1] ?? '';
   const args = [...process.execArgv, script, 'vfio', 'check-child', deviceText, ...options];
@@ -122,6 +135,7 @@ export async function checkChild(args: readonly string[]): Promise<number> {
     exerciserFile: parsed.value('exerciser'),
     destructive: parsed.flag('destructive'),
     abi: abiOf(parsed),
+    besideTexts: besideOf(parsed),
   };
   try {
     await serve(options, createInterface({ input: process.stdin }), send);

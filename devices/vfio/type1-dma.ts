@@ -25,7 +25,8 @@ import {
   vfio_iommu_type1_info_cap_migration,
   vfio_iova_range,
 } from '../../native/abi/vfio.ts';
-import type { GpaRange, PageBitmap, RamRange } from '../contract.ts';
+import type { Patch } from '../../native/addon.ts';
+import type { GpaRange, HostMapping, PageBitmap, RamRange } from '../contract.ts';
 import { IOMMU_MS, pinningMs, within } from './deadline.ts';
 import { capabilitiesOf } from './info-caps.ts';
 import type { KernelDoor } from './kernel-door.ts';
@@ -103,22 +104,32 @@ export class Type1Dma implements DmaSpace {
     this.dirty = (info.dirtyPageSizes & BigInt(PAGE)) === 0n ? null : new Type1Dirty(door, fd, coarse);
   }
 
-  async map(range: RamRange): Promise<void> {
+  map(range: RamRange): Promise<void> {
+    const { ram, offset } = range.slice;
+    const patch = { at: vfio_iommu_type1_dma_map.vaddr, ram, offset, length: range.size };
+    return this.#map({ gpa: range.gpa, size: range.size }, patch, 'guest RAM');
+  }
+
+  /** Another device's BAR, or a part of it, as the target of DMA. It must stay mmapped. */
+  mapBar(gpa: number, bar: HostMapping): Promise<void> {
+    const patch = { at: vfio_iommu_type1_dma_map.vaddr, mapping: bar, offset: 0, length: bar.size };
+    return this.#map({ gpa, size: bar.size }, patch, "a peer's BAR");
+  }
+
+  async #map(range: Pick<RamRange, 'gpa' | 'size'>, patch: Patch, what: string): Promise<void> {
     const arg = new Uint8Array(vfio_iommu_type1_dma_map.size);
     const view = new DataView(arg.buffer);
     view.setUint32(vfio_iommu_type1_dma_map.argsz, arg.length, true);
     view.setUint32(vfio_iommu_type1_dma_map.flags, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, true);
     view.setBigUint64(vfio_iommu_type1_dma_map.iova, BigInt(range.gpa), true);
     view.setBigUint64(vfio_iommu_type1_dma_map.size_at, BigInt(range.size), true);
-    const { ram, offset } = range.slice;
-    const patch = { at: vfio_iommu_type1_dma_map.vaddr, ram, offset, length: range.size };
     await within(this.#door.ioctlAsync('VFIO_IOMMU_MAP_DMA', this.#fd, VFIO_IOMMU_MAP_DMA, arg, [patch]), {
       ms: pinningMs(range.size),
-      what: `mapping guest RAM at ${hex(range.gpa)} for DMA`,
+      what: `mapping ${what} at ${hex(range.gpa)} for DMA`,
     });
   }
 
-  async unmap(range: RamRange): Promise<void> {
+  async unmap(range: Pick<RamRange, 'gpa' | 'size'>): Promise<void> {
     const arg = new Uint8Array(vfio_iommu_type1_dma_unmap.size);
     const view = new DataView(arg.buffer);
     view.setUint32(vfio_iommu_type1_dma_unmap.argsz, arg.length, true);
@@ -126,7 +137,7 @@ export class Type1Dma implements DmaSpace {
     view.setBigUint64(vfio_iommu_type1_dma_unmap.size_at, BigInt(range.size), true);
     await within(this.#door.ioctlAsync('VFIO_IOMMU_UNMAP_DMA', this.#fd, VFIO_IOMMU_UNMAP_DMA, arg), {
       ms: pinningMs(range.size),
-      what: `unmapping guest RAM at ${hex(range.gpa)} from DMA`,
+      what: `unmapping ${hex(range.gpa)} from DMA`,
     });
   }
 }

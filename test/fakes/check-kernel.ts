@@ -6,7 +6,7 @@ import type { DevicePlace } from '../../devices/vfio/check/place.ts';
 import type { HostMapping, Patch } from '../../native/addon.ts';
 import { kvmNode } from '../../native/addon.ts';
 import { SysError } from '../../native/errno.ts';
-import { V2Device } from './v2-device.ts';
+import { V2Device, type WhichDevice } from './v2-device.ts';
 import type { Session } from './v2-session.ts';
 
 const EINVAL = 22;
@@ -17,6 +17,9 @@ const EIO = 5;
 const IOVA = 0x100000;
 const PAGE = 4096;
 const CONFIG = 7;
+/** A page that keeps what is written to it, and may be mapped. */
+const MAILBOX = 2;
+const PEER_IOVA = 0x4000000;
 /** BAR0 of the fake device, one write each. */
 const REG = { mutate: 0, hash: 4, iova: 8, length: 12, seed: 16, raise: 20 };
 
@@ -27,6 +30,9 @@ export interface FakeOptions {
   readonly log?: boolean;
   readonly dataSize?: boolean;
   readonly reset?: boolean;
+  readonly which?: WhichDevice;
+  /** mmap of the mailbox fails. */
+  readonly unmappable?: boolean;
 }
 
 export class CheckKernel implements CheckDoor {
@@ -44,22 +50,25 @@ export class CheckKernel implements CheckDoor {
   #vector = -1;
   #reading = 0;
   #mapped = true;
+  readonly #mailbox = new Uint8Array(PAGE);
+  /** The BAR that its DMA reaches. */
+  #peer: Uint8Array | null = null;
 
   constructor(options: FakeOptions = {}) {
-    const all = { quirks: [], flags: 7, log: true, dataSize: true, reset: true };
+    const which = { instance: 0, size: 64 };
+    const all = { quirks: [], flags: 7, log: true, dataSize: true, reset: true, which, unmappable: false };
     this.#options = { ...all, ...options };
-    this.device = new V2Device(this.#options.quirks, this.#options.flags, {
-      write: (iova, bytes) => {
-        if (this.#mapped) this.#ram.copyIn(iova - IOVA, bytes);
-        else this.device.complaints.push('DMAR: [DMA Write NO_PASID] Request device fault addr');
-      },
-    });
+    const memory = {
+      write: (iova: number, bytes: Uint8Array) => this.#write(iova, bytes),
+      isPeer: (iova: number) => iova >= PEER_IOVA,
+    };
+    this.device = new V2Device(this.#options.quirks, this.#options.flags, memory, this.#options.which);
     this.device.signal = () => {
       if (this.#vector >= 0) this.#addon.eventSignal(this.#vector);
       return this.#vector >= 0;
     };
     this.place = {
-      name: 'fake',
+      name: `fake${this.#options.which.instance}`,
       door: this,
       ram: this.#ram,
       iova: IOVA,
@@ -71,8 +80,23 @@ export class CheckKernel implements CheckDoor {
       unmap: async () => {
         this.#mapped = false;
       },
+      mapPeer: async (bar) => {
+        this.#peer = new Uint8Array(bar.view);
+        return {
+          iova: PEER_IOVA,
+          unmap: async () => {
+            this.#peer = null;
+          },
+        };
+      },
       close: async () => this.#ram.close(),
     };
+  }
+
+  #write(iova: number, bytes: Uint8Array): void {
+    if (iova >= PEER_IOVA && this.#peer !== null) this.#peer.set(bytes, iova - PEER_IOVA);
+    else if (iova < PEER_IOVA && this.#mapped) this.#ram.copyIn(iova - IOVA, bytes);
+    else this.device.complaints.push('DMAR: [DMA Write NO_PASID] Request device fault addr');
   }
 
   /** Fds that nobody closed. */
@@ -147,8 +171,8 @@ export class CheckKernel implements CheckDoor {
   #regionInfo(name: string, view: DataView): void {
     const index = view.getUint32(8, true);
     if (index === 8) throw new SysError(name, EINVAL);
-    view.setUint32(4, 3, true);
-    view.setBigUint64(16, BigInt(index === 0 || index === CONFIG ? 4096 : 0), true);
+    view.setUint32(4, index === MAILBOX ? 7 : 3, true);
+    view.setBigUint64(16, BigInt([0, MAILBOX, CONFIG].includes(index) ? 4096 : 0), true);
     view.setBigUint64(24, BigInt(index) << 40n, true);
   }
 
@@ -238,7 +262,9 @@ export class CheckKernel implements CheckDoor {
 
   pread(fd: number, offset: bigint | number, into: Uint8Array): number {
     const { index, at } = this.#place(fd, offset, into.length);
-    if (index === CONFIG) into.set(Uint8Array.of(0x34, 0x12, 0x99, 0x99, 6, 0, 0, 0).subarray(at, at + into.length));
+    if (index === MAILBOX) into.set(this.#mailbox.subarray(at, at + into.length));
+    else if (index === CONFIG)
+      into.set(Uint8Array.of(0x34, 0x12, 0x99, 0x99, 6, 0, 0, 0).subarray(at, at + into.length));
     else {
       this.device.touched();
       this.#registers.setUint32(REG.hash, this.device.hash(), true);
@@ -249,7 +275,8 @@ export class CheckKernel implements CheckDoor {
 
   pwrite(fd: number, offset: bigint | number, from: Uint8Array): number {
     const { index, at } = this.#place(fd, offset, from.length);
-    if (index === CONFIG || this.device.stopped) return from.length;
+    if (index === MAILBOX) this.#mailbox.set(from, at);
+    if (index !== 0 || this.device.stopped) return from.length;
     new Uint8Array(this.#registers.buffer).set(from, at);
     const value = (register: number) => this.#registers.getUint32(register, true);
     if (at === REG.mutate) this.device.mutate(value(REG.mutate));
@@ -263,7 +290,8 @@ export class CheckKernel implements CheckDoor {
     const index = Number(BigInt(offset) >> 40n);
     const at = Number(BigInt(offset) & 0xffffffffffn);
     if (index === CONFIG && this.#has('config-dead') && this.device.stopped) throw new SysError('pread', EIO);
-    if ((index !== 0 && index !== CONFIG) || at + length > 64) throw new SysError('pread', EINVAL);
+    const room = index === MAILBOX ? PAGE : 64;
+    if (![0, MAILBOX, CONFIG].includes(index) || at + length > room) throw new SysError('pread', EINVAL);
     return { index, at };
   }
 
@@ -313,8 +341,12 @@ export class CheckKernel implements CheckDoor {
     return this.#number(this.#session(fd));
   }
 
-  /** Its second page is not there. */
-  mapFd(_fd: number, _offset: number, size: number): HostMapping {
+  /** Of a device: its mailbox. Else one whose second page is not there. */
+  mapFd(fd: number, _offset: number, size: number): HostMapping {
+    if (this.#open.get(fd) === 'device') {
+      if (this.#options.unmappable) throw new SysError('mmap', EINVAL);
+      return { size, view: this.#mailbox.buffer, unmap: () => {} };
+    }
     const view = new ArrayBuffer(size);
     this.#faulting = view;
     return { size, view, unmap: () => {} };
@@ -359,6 +391,7 @@ export function fakeExerciser(claims: Exerciser['claims']): Exerciser {
       },
     },
     peer: null,
+    target: { region: MAILBOX, offset: 0, length: PAGE },
     interrupt: { index: 1, vector: 0, raise: async (port) => set(port, REG.raise, 1) },
     inner: {
       mutate: async (port, seed) => set(port, REG.mutate, seed),

@@ -51,7 +51,7 @@ export class CheckLegacyKernel extends LegacyKernel implements CheckDoor {
   #held: (() => void)[] = [];
   #gone = false;
 
-  constructor(device: FakeRegionDevice, inside: LegacyInside, bug: LegacyBug = {}) {
+  constructor(device: FakeRegionDevice, inside: LegacyInside, bug: LegacyBug = {}, name = 'fake') {
     super(device);
     this.#inside = { ...inside, ...bug.inside };
     this.#bug = bug;
@@ -65,7 +65,7 @@ export class CheckLegacyKernel extends LegacyKernel implements CheckDoor {
       return 0;
     });
     this.checkPlace = {
-      name: 'fake',
+      name,
       door: this,
       ram: this.#ram,
       iova: IOVA,
@@ -76,6 +76,7 @@ export class CheckLegacyKernel extends LegacyKernel implements CheckDoor {
       },
       map: async () => {},
       unmap: async () => {},
+      mapPeer: () => Promise.reject(new Error('these have no P2P states')),
       close: async () => {
         this.#gone = true;
         this.#ram.close();

@@ -57,6 +57,8 @@ export interface RegionDeviceOptions {
   readonly takesPieces?: boolean;
   /** RESUMING may be left with nothing loaded: the device stays as it was. */
   readonly emptyLoad?: boolean;
+  /** Data of a device with more or less of it are refused: by how many chunks they are of. */
+  readonly sameSize?: boolean;
   /** Bugs: data that end early are taken; damaged ones; a chunk of which a part was committed. */
   readonly lax?: 'short' | 'damaged' | 'cut' | 'nothing';
 }
@@ -125,6 +127,7 @@ export class MigrationRegionDevice implements FakeRegionDevice {
       preCopyChunks: options.preCopyChunks ?? 2,
       takesPieces: options.takesPieces ?? false,
       emptyLoad: options.emptyLoad ?? false,
+      sameSize: options.sameSize ?? false,
       lax: options.lax ?? 'nothing',
     };
     const { type, size, areas } = this.#options;
@@ -337,6 +340,8 @@ export class MigrationRegionDevice implements FakeRegionDevice {
       at += CHUNK_HEAD + lengthOf(rest);
     }
     if (!whole || at !== all.length) throw new SysError('pwrite', EINVAL);
+    const declared = viewOf(all).getUint32(4, true);
+    if (this.#options.sameSize && declared !== this.#chunks().length) throw new SysError('pwrite', EINVAL);
     this.contents = Uint8Array.from(Buffer.concat(parts));
   }
 

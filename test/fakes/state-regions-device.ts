@@ -46,6 +46,8 @@ export interface StateDeviceOptions {
   readonly version?: number;
   readonly extraCaps?: number;
   readonly ctlSize?: number;
+  /** Memory of a device with more or less of it is refused. */
+  readonly sameSize?: boolean;
   /** A number that is no state is an error. */
   readonly strictStates?: boolean;
 }
@@ -193,9 +195,15 @@ export class StateRegionsDevice implements FakeRegionDevice {
     else if (this.deviceMemory === null) throw new SysError('a driver would say', EINVAL);
     // A driver has no room for what a damaged stream says.
     else if (field === 'memory.size' && value > 2 ** 24) throw new SysError('pwrite', ENOMEM);
-    else if (field === 'memory.size') this.#loading.memory = new Uint8Array(value);
+    else if (field === 'memory.size') this.#expectMemory(value);
     else if (field === 'memory.pos') this.#pos = value;
     else if (field === 'memory.action') this.#memoryAction(value);
+  }
+
+  #expectMemory(length: number): void {
+    const other = this.deviceMemory === null || length !== this.deviceMemory.length;
+    if (this.#options.sameSize === true && other) throw new SysError('pwrite', EINVAL);
+    this.#loading.memory = new Uint8Array(length);
   }
 
   #goTo(to: number): void {

@@ -25,17 +25,28 @@ const STEPS: Readonly<Record<number, readonly number[]>> = {
 
 export interface DeviceMemory {
   write(iova: number, bytes: Uint8Array): void;
+  /** Another device's BAR, not RAM. */
+  isPeer(iova: number): boolean;
+}
+
+/** Which of several devices of the kind this is. */
+export interface WhichDevice {
+  /** Nothing of it may be in a stream. */
+  readonly instance: number;
+  /** Bytes of internal state. */
+  readonly size: number;
 }
 
 export class V2Device {
   readonly quirks: ReadonlySet<string>;
   readonly flags: number;
   readonly memory: DeviceMemory;
+  readonly which: WhichDevice;
   /** Signals the device's vector. */
   signal: () => boolean = () => false;
   readonly complaints: string[] = [];
   state = RUNNING as number;
-  inner = new Uint8Array(64);
+  inner: Uint8Array;
   session: Session | null = null;
   lastSession: Session | null = null;
   cancelledPrecopy = false;
@@ -44,6 +55,9 @@ export class V2Device {
   logRanges: readonly { readonly iova: number; readonly length: number }[] = [];
   sessions = 0;
   #dma: Promise<void> | null = null;
+  #dmaToPeer = false;
+  /** DMA that was begun in a P2P state. */
+  #held: (() => void)[] = [];
   #irqPending = false;
   #raised = false;
   #arrivedAt = 0;
@@ -52,10 +66,12 @@ export class V2Device {
   #turn: Promise<unknown> = Promise.resolve();
   #busy = 0;
 
-  constructor(quirks: readonly string[], flags: number, memory: DeviceMemory) {
+  constructor(quirks: readonly string[], flags: number, memory: DeviceMemory, which: WhichDevice) {
     this.quirks = new Set(quirks);
     this.flags = flags;
     this.memory = memory;
+    this.which = which;
+    this.inner = new Uint8Array(which.size);
     if (this.has('first-in-stop')) this.state = STOP;
   }
 
@@ -138,13 +154,19 @@ export class V2Device {
     }
     if (this.has('warns') && next === STOP_COPY) this.complaints.push('WARNING: CPU: 0 PID: 1 at drivers/vfio/x.c:1');
     const stops = next === STOP || next === STOP_COPY || next === RUNNING_P2P || next === PRE_COPY_P2P;
-    const ramGoesOn = this.has('ram-dma-in-p2p') && (next === RUNNING_P2P || next === PRE_COPY_P2P);
-    if (stops && !ramGoesOn && !this.has('late-dma')) await this.#dma;
+    if (stops && !this.#goesOnIn(next)) await this.#dma;
     if (next === STOP && this.has('dies-of-stop')) this.#dead = true;
     if (next === STOP && this.has('log-lost-by-stop')) this.logged.clear();
     if (next === STOP && this.has('irq-lost')) this.#irqPending = false;
     if (from === RESUMING) this.#finishResuming();
     return this.#changeSession(from, next);
+  }
+
+  /** What is under way, once it is in that state. */
+  #goesOnIn(state: number): boolean {
+    if (this.has('late-dma')) return true;
+    if (state !== RUNNING_P2P && state !== PRE_COPY_P2P) return false;
+    return this.has(this.#dmaToPeer ? 'peer-dma-in-p2p' : 'ram-dma-in-p2p');
   }
 
   #changeSession(from: number, next: number): Session | null {
@@ -191,8 +213,14 @@ export class V2Device {
       throw new SysError('SET', EINVAL);
     }
     if (this.has('refuses-its-own')) throw new SysError('SET', EINVAL);
-    this.inner = loaded.slice();
+    this.inner = this.ownView(loaded);
     if (this.has('state-lost')) this.inner[63] = 0;
+  }
+
+  /** The state as this instance writes it into a stream, and takes it from one: the same for all of them, but for a bug. */
+  ownView(inner: Uint8Array): Uint8Array {
+    const bound = this.has('instance-state') ? this.which.instance : 0;
+    return inner.map((byte) => byte ^ bound);
   }
 
   #fail(): void {
@@ -210,13 +238,20 @@ export class V2Device {
       }, 8);
     }
     this.flush();
+    this.#release();
+  }
+
+  #release(): void {
+    if (this.state !== RUNNING && this.state !== PRE_COPY) return;
+    for (const go of this.#held.splice(0)) if (!this.has('peer-dma-lost')) go();
   }
 
   reset(): void {
     if (this.has('reset-stays') && this.state === STOP_COPY) return;
     this.endSession('reset');
     this.state = RUNNING;
-    if (!this.has('reset-keeps-inner')) this.inner = new Uint8Array(64);
+    if (!this.has('reset-keeps-inner')) this.inner = new Uint8Array(this.which.size);
+    this.#held = [];
     this.logging = false;
     this.#wedged = false;
   }
@@ -226,14 +261,18 @@ export class V2Device {
     this.logged.clear();
     this.endSession('close');
     if (!this.has('close-keeps-state')) this.state = RUNNING;
-    if (!this.has('close-keeps-inner')) this.inner = new Uint8Array(64);
+    if (!this.has('close-keeps-inner')) this.inner = new Uint8Array(this.which.size);
+    this.#held = [];
     this.#dead = false;
   }
 
   /** A device that leaves a P2P state when it was left alone for long: tests with that quirk wait longer. */
   stateNow(): number {
     const left = this.has('leaves-p2p') && performance.now() - this.#arrivedAt > 250;
-    if (left && this.state === RUNNING_P2P) this.state = RUNNING;
+    if (left && this.state === RUNNING_P2P) {
+      this.state = RUNNING;
+      this.#release();
+    }
     return this.state;
   }
 
@@ -254,9 +293,18 @@ export class V2Device {
     return crc32(this.inner);
   }
 
-  /** Some milliseconds until it lands; the states wait for it. */
+  /** Some milliseconds until it lands; the states wait for it. In the P2P states it waits for them. */
   startDma(iova: number, bytes: Uint8Array): void {
     if (this.#dead) return;
+    const go = () => this.#begin(iova, bytes);
+    const quiescent = this.state === RUNNING_P2P || this.state === PRE_COPY_P2P;
+    const ramGoesOn = this.has('ram-dma-in-p2p') && !this.memory.isPeer(iova);
+    if (quiescent && !ramGoesOn && !this.has('p2p-new-dma')) this.#held.push(go);
+    else go();
+  }
+
+  #begin(iova: number, bytes: Uint8Array): void {
+    this.#dmaToPeer = this.memory.isPeer(iova);
     if (this.has('log-at-start')) this.#log(iova, bytes.length);
     this.#dma = new Promise((resolve) => {
       setTimeout(() => {

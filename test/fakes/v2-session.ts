@@ -19,6 +19,13 @@ function record(type: number, body: Uint8Array): Buffer {
   return Buffer.concat([head, body]);
 }
 
+/** A name of its own: what no stream may have. */
+function identityOf(device: V2Device): Buffer {
+  const identity = Buffer.from(MAGIC);
+  if (device.has('instance-bound')) identity[15] = device.which.instance;
+  return identity;
+}
+
 function sumOf(inner: Uint8Array): Buffer {
   const sum = Buffer.alloc(4);
   sum.writeUInt32LE(crc32(inner));
@@ -51,7 +58,7 @@ export class Session {
     this.#kind = kind;
     this.#blank = device.cancelledPrecopy;
     if (kind === 'saving') {
-      this.#queue = record(IDENTITY, MAGIC);
+      this.#queue = record(IDENTITY, identityOf(device));
       this.#queueInner();
       if (device.has('size-changes')) this.#push(record(PADDING, new Uint8Array(1 + ((device.sessions * 37) % 200))));
       if (device.has('residue') && device.lastSession?.abandoned === true) this.#queue = this.#queue.subarray(7);
@@ -67,7 +74,7 @@ export class Session {
   #queueInner(): void {
     this.#sent =
       this.#device.has('thin-second') && this.#device.sessions > 1 ? new Uint8Array(64) : this.#device.inner.slice();
-    this.#push(record(INNER, this.#sent));
+    this.#push(record(INNER, this.#device.ownView(this.#sent)));
   }
 
   #changed(): boolean {
@@ -81,7 +88,7 @@ export class Session {
     }
     this.#initialLeft = 0;
     if (this.#changed() && !this.#device.has('precopy-misses')) this.#queueInner();
-    this.#push(record(FINAL, sumOf(this.#sent as Uint8Array)));
+    this.#push(record(FINAL, sumOf(this.#device.ownView(this.#sent as Uint8Array))));
     this.#finished = true;
   }
 
@@ -187,9 +194,9 @@ export class Session {
   }
 
   #take(type: number, body: Buffer): void {
-    if (type === IDENTITY && !this.#identity && body.equals(MAGIC)) this.#identity = true;
-    else if (type === INNER && this.#identity && body.length === this.#device.inner.length)
-      this.#inner = Buffer.from(body);
+    const fits = body.length === this.#device.which.size || this.#device.has('any-size');
+    if (type === IDENTITY && !this.#identity && body.equals(identityOf(this.#device))) this.#identity = true;
+    else if (type === INNER && this.#identity && fits) this.#inner = Buffer.from(body);
     else if (type === FINAL && this.#inner !== null) {
       if (!body.equals(sumOf(this.#inner)) && !this.#device.has('no-checksum')) this.#refuse();
       this.#final = true;

@@ -23,17 +23,17 @@ const SEEN_BY: Record<'a' | 'b' | 'c' | 'd', readonly (readonly [string, readonl
     ['arcs', [0], [1, 2, 3]],
     ['precopy', [0, 1], [4, 6, 7, 8, 9, 12, 13, 14, 16]],
     ['reads', [0], [10, 11]],
-    ['move', [0, 1], [5, 15, 27]],
+    ['move', [0, 1], [5, 15, 27, 43, 44]],
     ['cancel', [0, 1], [17]],
     ['refusals', [0], [18, 19, 20, 21]],
     ['other-size', [0, 2], [22]],
-    ['quiet', [0], [24, 25, 26, 28, 29, 30]],
+    ['quiet', [0], [24, 25, 26, 28, 29, 30, 45]],
     ['log', [0], [31, 32, 33, 34, 35, 36, 37]],
     ['fail-arc', [0], [38]],
     ['reset-session', [0], [39]],
   ],
   c: [
-    ['bc-move', [0, 1], [301]],
+    ['bc-move', [0, 1], [301, 309]],
     ['bc-states', [0], [302, 303]],
     ['bc-access', [0], [304]],
     ['bc-quiet', [0], [305]],
@@ -41,6 +41,7 @@ const SEEN_BY: Record<'a' | 'b' | 'c' | 'd', readonly (readonly [string, readonl
     ['bc-fail-arc', [0], [308]],
   ],
   b: [
+    ['bc-move', [0, 1], [208]],
     ['bc-states', [0], [201]],
     ['b-dirty', [0], [202, 203, 204, 205]],
     ['bc-quiet', [0], [206]],
@@ -49,7 +50,7 @@ const SEEN_BY: Record<'a' | 'b' | 'c' | 'd', readonly (readonly [string, readonl
   a: [
     ['a-states', [0], [101, 102]],
     ['a-refusals', [0], [103, 104, 108]],
-    ['a-move', [0, 1], [105]],
+    ['a-move', [0, 1], [105, 109]],
     ['a-dirty', [0], [106, 107]],
   ],
 };

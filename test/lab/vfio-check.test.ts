@@ -8,6 +8,7 @@ import type { LabHost } from '../../lab/host.ts';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { labUnavailable } from '../../lab/packages.ts';
 import { repoRoot } from '../../lab/root.ts';
+import { BringupDevices, uuidOf } from './bringup-devices.ts';
 
 const bundle = join(repoRoot(), 'dist/ferry.cjs');
 const unavailable = labUnavailable() ?? (existsSync(bundle) ? null : 'dist/ferry.cjs is missing: npm run build');
@@ -55,8 +56,31 @@ describe.skipIf(unavailable !== null)('ferry vfio check', () => {
       console.log(`vfio-check: ${slow.join(', ')}`);
       expect(report.exerciser).toBe('edu');
       const left = report.results.filter(({ outcome }) => outcome !== 'ok' && outcome !== 'note');
-      expect(left.map(({ rule }) => rule)).toEqual(['error.recovery', 'quiet.unmapped']);
+      // Nobody named a second device.
+      const beside = ['stream.into-second', 'stream.other-size', 'quiet.peer'];
+      expect(left.map(({ rule }) => rule)).toEqual(['error.recovery', 'quiet.unmapped', ...beside]);
       expect(code).toBe(0);
+    },
+    TIMEOUT_MS,
+  );
+
+  it(
+    "keeps edu off a peer's BAR in the P2P states: that of a vfio-bringup, into which nothing of edu is loaded",
+    async () => {
+      const devices = new BringupDevices(lab);
+      await devices.load(1, 'abi=d');
+      const options = ['--second', `/sys/bus/mdev/devices/${uuidOf(0)}`, '--only', 'quiet.peer', '--json'];
+      options.push('--only', 'stream.into-second');
+      const { stdout, stderr } = await host.exec(ferry('vfio', 'check', bdf, ...options), { timeoutMs: TIMEOUT_MS });
+      expect(stderr).toBe('');
+      const { results } = JSON.parse(stdout) as CheckReport;
+      expect(results.map(({ rule, outcome }) => [rule, outcome])).toEqual([
+        ['stream.into-second', 'not exercised'],
+        ['quiet.peer', 'ok'],
+        ['kernel.log', 'ok'],
+        ['calls.end', 'ok'],
+      ]);
+      expect(results[0]?.reason).toContain('of the same kind');
     },
     TIMEOUT_MS,
   );

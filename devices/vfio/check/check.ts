@@ -19,7 +19,7 @@ export interface CheckReport {
 }
 
 /** For the commands that repeat a finding. */
-export type Repeat = Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi'>;
+export type Repeat = Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi' | 'besideTexts'>;
 
 /** `--only`: a rule's name, or an area's (states.). Throws VmmError for one that does not exist. */
 export function chooseRules(only: readonly string[]): readonly RuleText[] {

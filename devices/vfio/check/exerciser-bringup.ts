@@ -89,6 +89,8 @@ export const bringupExerciser: Exerciser = {
   claims: { deterministic: true, checksummed: true, p2pAware: true },
   dma: dmaBy(0),
   peer: dmaBy(PEER),
+  // The mailbox.
+  target: { region: 2, offset: 0, length: 4096 },
   interrupt: {
     index: MSI,
     vector: 0,

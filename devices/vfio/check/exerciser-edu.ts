@@ -117,6 +117,8 @@ export const eduExerciser: Exerciser = {
   claims: { deterministic: true, checksummed: true, p2pAware: false },
   dma,
   peer: null,
+  // No register of it keeps what is written as it is, and its buffer is not in its BAR.
+  target: null,
   interrupt: {
     index: MSI,
     vector: 0,

@@ -46,6 +46,13 @@ export interface InnerExercise {
   hash(port: ExerciserPort): Promise<string>;
 }
 
+/** Bytes in a BAR that can be mapped, within one page of it: they keep what is written, and do nothing else. */
+export interface PeerTarget {
+  readonly region: number;
+  readonly offset: number;
+  readonly length: number;
+}
+
 export interface Exerciser {
   readonly name: string;
   /** By the ids in config space; never by a driver's name or parameters. */
@@ -61,6 +68,8 @@ export interface Exerciser {
   readonly dma: DmaExercise | null;
   /** DMA that the device takes for a peer's and may not begin in the P2P states; null: all its DMA is alike (see p2pAware). */
   readonly peer: DmaExercise | null;
+  /** Where another device's DMA may go, when this one is the peer. */
+  readonly target: PeerTarget | null;
   readonly interrupt: InterruptExercise | null;
   readonly inner: InnerExercise | null;
 }
@@ -95,6 +104,7 @@ function problemOf(loaded: unknown): string | null {
   const parts = {
     dma: ['startWrite', 'pattern'],
     peer: ['startWrite', 'pattern'],
+    target: [],
     interrupt: ['raise'],
     inner: ['mutate', 'hash'],
   };
@@ -116,6 +126,7 @@ export function guarded(exerciser: Exerciser): Exerciser {
     claims: exerciser.claims,
     dma: guardedDma(exerciser.dma),
     peer: guardedDma(exerciser.peer),
+    target: exerciser.target,
     interrupt: interrupt && {
       index: interrupt.index,
       vector: interrupt.vector,

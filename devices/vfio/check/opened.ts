@@ -9,16 +9,26 @@ import type { CheckDoor } from './check-door.ts';
 import type { Exerciser, ExerciserPort } from './exerciser.ts';
 import type { KernelLog } from './kernel-log.ts';
 import type { DevicePlace } from './place.ts';
-import { type DriverNeed, Unreachable } from './rule.ts';
+import { type Beside, type DriverNeed, Unreachable } from './rule.ts';
 
 const CONFIG = 7;
 const COMMAND = 4;
 /** Memory decode and bus mastering: drivers cannot save a device that does not decode. */
 const DECODE_AND_MASTER = 0x6;
 
+/** A device that is there for a rule beside the one under check. */
+export interface BesideDevice {
+  readonly place: DevicePlace;
+  readonly exerciser: Exerciser | null;
+  /** Its ids are those of the device under check. */
+  readonly sameKind: boolean;
+}
+
 export interface BenchHost {
   readonly place: DevicePlace;
   readonly exerciser: Exerciser | null;
+  /** null: the user named none. */
+  readonly beside: Readonly<Record<Beside, BesideDevice | null>>;
   /** How long something forbidden is waited for. */
   readonly settleMs: number;
   /** The host's /proc. */
@@ -124,6 +134,8 @@ export abstract class OpenedDevice {
     this.#device.writeRegion(CONFIG, COMMAND, command);
   }
 }
+
+export const ALONE: BenchHost['beside'] = { second: null, 'other-size': null };
 
 /** A device fd of its own, decoding. */
 export function openWith<B extends OpenedDevice>(host: BenchHost, make: (fd: number) => B): B {

@@ -3,7 +3,7 @@
 // Documentation/driver-api/vfio.rst; linux/vfio.h
 import { existsSync, readlinkSync, realpathSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import type { GuestRam } from '../../../native/addon.ts';
+import type { GuestRam, HostMapping } from '../../../native/addon.ts';
 import { VmmError } from '../../../native/errno.ts';
 import type { RamRange } from '../../contract.ts';
 import { type GroupMember, openBareGroup } from '../bare-group.ts';
@@ -16,6 +16,14 @@ import type { CheckDoor } from './check-door.ts';
 /** Low enough for a device that reaches 28 bits (edu's default), and with more pages below it than one answer about dirty pfns covers. */
 const IOVA = 0x1000000;
 const RAM_BYTES = 4 * 2 ** 20;
+/** Where a peer's BAR is for the device: beyond the buffer, and within 28 bits. */
+const PEER_IOVA = 0x4000000;
+
+/** A part of another device's BAR in a device's DMA space. */
+export interface PeerBar {
+  readonly iova: number;
+  unmap(): Promise<void>;
+}
 
 export interface DevicePlace {
   readonly name: string;
@@ -28,6 +36,8 @@ export interface DevicePlace {
   openDevice(): number;
   map(): Promise<void>;
   unmap(): Promise<void>;
+  /** One at a time. Rejects with SysError where this container takes no such memory. */
+  mapPeer(bar: HostMapping): Promise<PeerBar>;
   close(): Promise<void>;
 }
 
@@ -64,6 +74,10 @@ export async function openPlace(door: CheckDoor, paths: HostPaths, device: Group
       openDevice: group.openDevice,
       map: () => dma.map(range),
       unmap: () => dma.unmap(range),
+      mapPeer: async (bar) => {
+        await dma.mapBar(PEER_IOVA, bar);
+        return { iova: PEER_IOVA, unmap: () => dma.unmap({ gpa: PEER_IOVA, size: bar.size }) };
+      },
       close: async () => {
         await dma.unmap(range);
         group.leave();

@@ -10,8 +10,12 @@ export type Generation = 'v2' | 'v1' | 'v7' | 'regions';
 /** What a rule presupposes of driver and kernel. */
 export type DriverNeed = 'pre-copy' | 'p2p' | 'data-size' | 'dma-log' | 'reset' | 'device-memory' | 'system-memory';
 
-/** What must be there for a rule to say anything; these more are the user's to give. */
-export type Need = DriverNeed | 'dma' | 'interrupt' | 'inner' | 'destructive';
+/** What must be there for a rule to say anything; these more are the user's to give. `same-kind` and `target` are about the second device: that it
+ *  is like the one under check, and that its exerciser names bytes for a peer's DMA. */
+export type Need = DriverNeed | 'dma' | 'interrupt' | 'inner' | 'destructive' | Beside | 'same-kind' | 'target';
+
+/** A device beside the one under check: `--second`, `--other-size`. */
+export type Beside = 'second' | 'other-size';
 
 export interface RuleText {
   /** area.name */
@@ -56,11 +60,14 @@ export class Unreachable extends Error {
 
 export class Trial<B extends OpenedDevice = Bench> {
   readonly bench: B;
+  /** Opens it anew for this rule; closed with the rule. */
+  readonly beside: (which: Beside) => B;
   readonly findings: { readonly did: string; readonly expected: string; readonly seen: string }[] = [];
   readonly notes: string[] = [];
 
-  constructor(bench: B) {
+  constructor(bench: B, beside: (which: Beside) => B) {
     this.bench = bench;
+    this.beside = beside;
   }
 
   // Properties, so that a rule may take what it uses out of its trial.

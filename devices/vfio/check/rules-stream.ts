@@ -5,11 +5,11 @@ import type { InnerExercise } from './exerciser.ts';
 import { ERROR, PRE_COPY, RESUMING, RUNNING, STOP, STOP_COPY, stateName } from './oracle.ts';
 import { type Rule, type Trial, Unreachable } from './rule.ts';
 
-const MUST_FAIL =
+export const MUST_FAIL =
   'is found to be incomplete, inconsistent, or otherwise invalid, the migration driver must fail the SET_STATE ioctl';
 
 /** Loads and leaves RESUMING: null, or how it was refused. */
-async function tryLoad(bench: Bench, stream: Uint8Array, sizes: readonly number[] = []): Promise<string | null> {
+export async function tryLoad(bench: Bench, stream: Uint8Array, sizes: readonly number[] = []): Promise<string | null> {
   const refused = await bench.load(stream, sizes);
   if (refused !== null) return `write(): ${refused}`;
   const { error } = await bench.set(STOP);
@@ -17,7 +17,7 @@ async function tryLoad(bench: Bench, stream: Uint8Array, sizes: readonly number[
 }
 
 /** A stream that is known to load, so that a refusal below means what was changed about it. */
-async function goodStream(bench: Bench): Promise<Uint8Array> {
+export async function goodStream(bench: Bench): Promise<Uint8Array> {
   const stream = await bench.stream();
   const refused = await tryLoad(bench, stream);
   if (refused !== null) throw new Unreachable(`a stream of this device was refused (${refused})`);
@@ -169,7 +169,7 @@ const refusedState: Rule = {
 };
 
 /** Loads into a device that has nothing left of what was saved. */
-async function hashOfLoaded(bench: Bench, inner: InnerExercise, stream: Uint8Array): Promise<string> {
+export async function hashOfLoaded(bench: Bench, inner: InnerExercise, stream: Uint8Array): Promise<string> {
   await bench.reopen();
   await bench.home();
   await inner.mutate(bench.port, 9);

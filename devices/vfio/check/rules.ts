@@ -1,5 +1,6 @@
 // All rules of `ferry vfio check`, in the order in which they run: what others presuppose comes first. Read by the cli and by the child.
 import type { Rule } from './rule.ts';
+import { besideRules } from './rules-beside.ts';
 import { fdRules } from './rules-fd.ts';
 import { hostRules } from './rules-host.ts';
 import { logRules } from './rules-log.ts';
@@ -17,6 +18,7 @@ export const RULES: readonly Rule[] = [
   ...streamRules,
   ...resetRules,
   ...quietRules,
+  ...besideRules,
   ...logRules,
   ...hostRules,
 ];

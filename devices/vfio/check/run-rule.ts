@@ -2,8 +2,10 @@
 // Nothing that a driver does makes this throw; what does is a mistake of ours or a device that cannot be opened.
 import { SysError } from '../../../native/errno.ts';
 import { Bench } from './bench.ts';
+import { BESIDE, type BesideTexts } from './beside.ts';
 import type { BenchHost, OpenedDevice } from './opened.ts';
 import {
+  type Beside,
   type Finding,
   type Generation,
   type Need,
@@ -24,6 +26,8 @@ export interface RuleHost extends BenchHost {
   readonly exerciserFile: string | null;
   /** --abi, so that it is repeated too; null: none. */
   readonly abi: Generation | null;
+  /** --second and --other-size, so that they are repeated too. */
+  readonly besideTexts: BesideTexts;
 }
 
 const LACKS: Readonly<Record<Need, readonly [Outcome, string]>> = {
@@ -38,6 +42,13 @@ const LACKS: Readonly<Record<Need, readonly [Outcome, string]>> = {
   interrupt: ['not exercised', 'needs an exerciser with an interrupt: --exerciser FILE'],
   inner: ['not exercised', 'needs an exerciser that changes and hashes the internal state: --exerciser FILE'],
   destructive: ['not exercised', 'may disturb the host: only with --destructive'],
+  second: ['not exercised', 'needs a second device: --second DEV'],
+  'same-kind': ['not exercised', 'needs a second device of the same kind: --second DEV'],
+  target: [
+    'not exercised',
+    "needs a second device whose exerciser has a 'target', bytes in a BAR that a peer may write",
+  ],
+  'other-size': ['not exercised', 'needs a device of the same kind and of another size: --other-size DEV'],
 };
 
 function lacking(need: Need, bench: OpenedDevice, host: RuleHost): boolean {
@@ -45,7 +56,36 @@ function lacking(need: Need, bench: OpenedDevice, host: RuleHost): boolean {
   if (need === 'dma' || need === 'interrupt' || need === 'inner') {
     return host.exerciser === null || host.exerciser[need] === null;
   }
+  const { second } = host.beside;
+  if (need === 'second') return second === null;
+  if (need === 'same-kind') return second?.sameKind !== true;
+  if (need === 'other-size') return host.beside[need]?.sameKind !== true;
+  if (need === 'target') return (second?.exerciser?.target ?? null) === null;
   return !bench.has(need);
+}
+
+/** Devices beside the first, opened when a rule asks for them. */
+class Others<B extends OpenedDevice> {
+  readonly #open: (host: BenchHost) => B;
+  readonly #host: RuleHost;
+  readonly #benches: B[] = [];
+
+  constructor(open: (host: BenchHost) => B, host: RuleHost) {
+    this.#open = open;
+    this.#host = host;
+  }
+
+  readonly get = (which: Beside): B => {
+    const device = this.#host.beside[which];
+    if (device === null) throw new Unreachable(LACKS[which][1]);
+    const bench = this.#open({ ...this.#host, place: device.place, exerciser: device.exerciser });
+    this.#benches.push(bench);
+    return bench;
+  };
+
+  async close(): Promise<void> {
+    for (const bench of this.#benches.splice(0).reverse()) await bench.close();
+  }
 }
 
 export function runRule(rule: Rule, host: RuleHost): Promise<RuleResult> {
@@ -61,7 +101,8 @@ export async function runOn<B extends OpenedDevice>(
   const begun = performance.now();
   host.kernel.take();
   const bench = open(host);
-  const trial = new Trial(bench);
+  const others = new Others(open, host);
+  const trial = new Trial(bench, others.get);
   let kept: readonly [Outcome, string] | null = null;
   try {
     const lacks = rule.needs.find((need) => lacking(need, bench, host));
@@ -72,6 +113,7 @@ export async function runOn<B extends OpenedDevice>(
     if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
     kept = ['not reachable', error.message];
   } finally {
+    await others.close();
     await bench.close();
   }
   const findings = trial.findings.map((each) => ({
@@ -118,9 +160,14 @@ function kernelFindings(rule: RuleText, host: RuleHost): Finding[] {
 
 export function repeatOf(
   rule: { readonly name: string },
-  host: Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi'>,
+  host: Pick<RuleHost, 'deviceText' | 'exerciserFile' | 'destructive' | 'abi' | 'besideTexts'>,
 ): string {
-  const file = host.exerciserFile === null ? '' : ` --exerciser ${host.exerciserFile}`;
-  const abi = host.abi === null ? '' : ` --abi ${host.abi}`;
-  return `ferry vfio check ${host.deviceText} --only ${rule.name}${abi}${file}${host.destructive ? ' --destructive' : ''}`;
+  const file = optionText('exerciser', host.exerciserFile);
+  const abi = optionText('abi', host.abi);
+  const beside = BESIDE.map((which) => optionText(which, host.besideTexts[which])).join('');
+  return `ferry vfio check ${host.deviceText}${beside} --only ${rule.name}${abi}${file}${host.destructive ? ' --destructive' : ''}`;
+}
+
+function optionText(name: string, value: string | null): string {
+  return value === null ? '' : ` --${name} ${value}`;
 }

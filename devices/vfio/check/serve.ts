@@ -1,11 +1,13 @@
 // The child of a check: opens the device, then runs each rule that it is told, one at a time, and sends what came of it. Started by children.ts
 // through cli/vfio-check.ts; ends when its input does. A hang or a crash of it is what the parent watches for.
 import type { HostPaths } from '../kernel-door.ts';
+import { type BesideTexts, findBeside, openBeside } from './beside.ts';
 import type { CheckDoor } from './check-door.ts';
 import type { FromChild } from './children.ts';
 import { type Exerciser, exerciserFor, guarded, loadExerciser } from './exerciser.ts';
 import { findGeneration } from './generation.ts';
 import { DEAF, openKernelLog } from './kernel-log.ts';
+import { ALONE } from './opened.ts';
 import { type DevicePlace, findDevice, openPlace } from './place.ts';
 import type { Generation } from './rule.ts';
 import type { RuleHost } from './run-rule.ts';
@@ -24,6 +26,7 @@ export interface ServeOptions {
   readonly destructive: boolean;
   /** `--abi`; null: what the device is found to speak. */
   readonly abi: Generation | null;
+  readonly besideTexts: BesideTexts;
 }
 
 export async function serve(
@@ -36,13 +39,23 @@ export async function serve(
   const loaded = exerciserFile === null ? null : await loadExerciser(exerciserFile);
   const place = await openPlace(door, paths, findDevice(paths, options.deviceText));
   const kernel = openKernelLog(paths);
+  let closeOthers = async () => {};
   try {
     const { generation, facts } = await findGeneration(place, options.abi);
     const suite = SUITES[generation];
-    const { exerciser, offers } = look(place, loaded, { suite, proc: paths.proc });
+    const lookAt = (each: DevicePlace) => look(each, loaded, { suite, proc: paths.proc });
+    const { exerciser, offers, ids } = lookAt(place);
+    const others = await openBeside(
+      { door, paths },
+      findBeside(paths, options.deviceText, options.besideTexts),
+      { generation: (each) => findGeneration(each, options.abi), look: lookAt },
+      { generation, ids },
+    );
+    closeOthers = others.close;
     const host: RuleHost = {
       place,
-      exerciser: exerciser === null ? null : guarded(exerciser),
+      exerciser,
+      beside: others.beside,
       settleMs: SETTLE_MS,
       proc: paths.proc,
       kernel: kernel ?? DEAF,
@@ -51,12 +64,14 @@ export async function serve(
       deviceText: options.deviceText,
       exerciserFile,
       abi: options.abi,
+      besideTexts: options.besideTexts,
     };
     const name = exerciser?.name ?? null;
     send({ kind: 'ready', generation, facts, exerciser: name, offers, kernelLog: kernel !== null });
     await serveLines(suite, host, lines, send);
   } finally {
     kernel?.close();
+    await closeOthers();
     await place.close();
   }
 }
@@ -103,13 +118,13 @@ export async function serveLines(
   }
 }
 
-/** What the device offers, and who makes it work: the author's exerciser, or one of ours by the ids in config space. */
+/** What a device offers, and who makes it work: the author's exerciser, or one of ours by the ids in config space. */
 function look(
   place: DevicePlace,
   loaded: Exerciser | null,
   { suite, proc }: { readonly suite: Suite; readonly proc: string },
-): { readonly exerciser: Exerciser | null; readonly offers: readonly string[] } {
-  const bench = suite.open({ place, exerciser: null, settleMs: 0, proc, kernel: DEAF, loops: 0 });
+): { readonly exerciser: Exerciser | null; readonly offers: readonly string[]; readonly ids: string } {
+  const bench = suite.open({ place, exerciser: null, beside: ALONE, settleMs: 0, proc, kernel: DEAF, loops: 0 });
   const config = bench.device.info.regions.find((each) => each.index === CONFIG && each.size >= 64);
   const ids = new Uint8Array(4);
   if (config !== undefined) bench.device.readRegion(CONFIG, 0, ids);
@@ -117,5 +132,6 @@ function look(
   const own = config === undefined ? null : exerciserFor(view.getUint16(0, true), view.getUint16(2, true));
   const offers = bench.offers();
   bench.door.closeFd(bench.fd);
-  return { exerciser: loaded ?? own, offers };
+  const exerciser = loaded ?? own;
+  return { exerciser: exerciser && guarded(exerciser), offers, ids: Buffer.from(ids).toString('hex') };
 }

@@ -61,6 +61,10 @@ X(D_RESET_FD, 39, "reset.fd", "a data fd survives a reset") \
 X(D_REOPEN_DATA, 40, "reopen.data", "the next user can read the previous one's memory") \
 X(D_REOPEN_STATE, 41, "reopen.running", "the migration state survives the close") \
 X(D_LEAK, 42, "kernel.leak", "a save session loses 64 KiB") \
+/* abi d: seen with a second device only */ \
+X(D_INSTANCE_BOUND, 43, "content.other-instance", "data names its instance, another one refuses it") \
+X(D_INSTANCE_STATE, 44, "content.other-instance", "the rng is saved relative to the instance: another one gets another") \
+X(D_P2P_NEW, 45, "p2p.new-dma", "DMA to a peer that is begun in a P2P state goes out") \
 /* abi a */ \
 X(A_STOP_RUNS, 101, "a.stop", "DMA goes on in STOP") \
 X(A_STOP_LOGGING_RUNS, 102, "a.activate", "STOP and LOGGING to RUNNING does not activate") \
@@ -70,6 +74,7 @@ X(A_LAST_PAGE, 105, "a.memory-dirty", "the last dirty page of device memory is l
 X(A_BITMAP_START, 106, "a.bitmap-start", "start_addr is ignored, the bitmap begins at 0") \
 X(A_PAGE_NR, 107, "a.page-nr", "page_nr beyond the bitmap region is cut instead of refused") \
 X(A_CONFIG_STALE, 108, "a.config-whole", "config data is that of the first GET_BUFFER") \
+X(A_INSTANCE_BOUND, 109, "a.other-instance", "config data names its instance, another one refuses it") \
 /* abi b */ \
 X(B_STATE_111, 201, "b.states", "the invalid state 111 is accepted") \
 X(B_PARTIAL_NONE, 202, "b.pfns-partial", "NONE is answered though a later page is dirty") \
@@ -78,6 +83,7 @@ X(B_PAGE_SIZE, 204, "b.pfns-page-size", "page_size is ignored: pfns are of 4 KiB
 X(B_COPIED_ABOVE, 205, "b.pfns-total", "copied_pfns is above total_pfns") \
 X(B_STOP_RUNS, 206, "b.stop", "DMA goes on after the write of a stopped state returned") \
 X(B_TRUNCATED, 207, "b.load-truncated", "data that ends early is accepted") \
+X(B_INSTANCE_BOUND, 208, "b.other-instance", "data names its instance, another one refuses it") \
 /* abi c */ \
 X(C_PENDING_CONSUMES, 301, "c.pending-repeated", "each read of pending_bytes drops a chunk") \
 X(C_STATE_101, 302, "c.states", "the invalid state 101 is accepted") \
@@ -86,7 +92,8 @@ X(C_NARROW, 304, "c.access-width", "a field can be read in halves") \
 X(C_STOP_RUNS, 305, "c.stop", "DMA goes on after the write of a stopped state returned") \
 X(C_SHORT_CHUNK, 306, "c.chunk-atomic", "a chunk that was committed in part is accepted") \
 X(C_TRUNCATED, 307, "c.load-truncated", "data that ends early is accepted") \
-X(C_RESET_STATE, 308, "c.reset", "a reset does not lead out of 110")
+X(C_RESET_STATE, 308, "c.reset", "a reset does not lead out of 110") \
+X(C_INSTANCE_BOUND, 309, "c.other-instance", "data names its instance, another one refuses it")
 
 #define BRING_ODDS(X) \
 X(P2P_RAM, 1, "DMA to RAM goes on in the P2P states") \
@@ -98,7 +105,7 @@ X(OVER_REPORT, 6, "all of the range is reported as dirty, always") \
 X(NO_POLL, 7, "the data fd has no poll") \
 X(SIZE_CHANGES, 8, "each session's stream has another length") \
 X(SHORT_WRITES, 9, "a write to the data fd takes at most 1000 bytes") \
-X(NO_PRE_COPY_DATA, 10, "there is no data before the device is stopped (c: PRE_COPY has pending_bytes 0)") \
+X(NO_PRE_COPY_DATA, 10, "PRE_COPY has next to nothing: the identity is all of initial_bytes, dirty_bytes stays 0 (b, c: pending_bytes is 0)") \
 X(PFNS_ALL, 11, "b: copied_pfns is always ALL") \
 X(MOVING_OFFSET, 12, "b, c: data_offset is another for each chunk")
 

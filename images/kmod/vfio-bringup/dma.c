@@ -149,6 +149,9 @@ void bring_dma_command(struct bring_device *dev, u32 cmd)
 			bring_irq_raise(dev, BIT(BRING_CMD_VECTOR(cmd)));
 		return;
 	}
+	/* As if only what was under way had to be held back. */
+	if (bring_bug(dev, BUG_D_P2P_NEW) && dev->hold_peer)
+		dev->hold = dev->hold_peer = false;
 	r->dma_status = BRING_BUSY;
 	wake_up(&dev->wake);
 }

@@ -56,7 +56,8 @@ static int bring_take_identity(struct bring_loader *loader)
 {
 	const struct rec_identity *identity = &loader->body.identity;
 
-	if (identity->id != BRING_ID || identity->version != BRING_VERSION)
+	if (identity->id != BRING_ID ||
+	    identity->version != rec_version(loader->dev))
 		return -EINVAL;
 	if (identity->memory_size != loader->dev->regs.memory_size &&
 	    !bring_bug(loader->dev, BUG_D_OTHER_SIZE))
@@ -199,6 +200,8 @@ int bring_loader_commit(struct bring_loader *loader)
 	dev->regs.version = BRING_VERSION;
 	dev->regs.vectors = BRING_VECTORS;
 	dev->regs.memory_size = size;
+	if (bring_bug(dev, BUG_D_INSTANCE_STATE))
+		dev->regs.rng ^= dev->instance;
 	memcpy(dev->memory, loader->memory, size);
 	memcpy(dev->mailbox, loader->mailbox, BRING_MAILBOX_SIZE);
 	bitmap_fill(dev->dirty, bring_pages(dev));

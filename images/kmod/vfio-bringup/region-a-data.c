@@ -20,6 +20,14 @@ struct a_memory {
 	struct a_page page[];
 };
 
+/* An instance has no name of its own. */
+static u32 a_config_magic(struct bring_device *dev)
+{
+	bool bound = bring_bug(dev, BUG_A_INSTANCE_BOUND);
+
+	return CONFIG_MAGIC + (bound ? dev->instance : 0);
+}
+
 void a_drop_memory(struct a_session *s)
 {
 	kvfree(s->memory);
@@ -40,7 +48,7 @@ int a_get_config(struct bring_device *dev)
 	config->regs = dev->regs;
 	memcpy(config->mailbox, dev->mailbox, BRING_MAILBOX_SIZE);
 	mutex_unlock(&dev->hw);
-	config->magic = CONFIG_MAGIC;
+	config->magic = a_config_magic(dev);
 	config->crc = crc32_le(~0, (u8 *)&config->regs,
 			       sizeof(*config) - offsetof(struct a_config, regs));
 	s->config_taken = true;
@@ -64,7 +72,7 @@ int a_set_config(struct bring_device *dev)
 		       sizeof(*config) - offsetof(struct a_config, regs));
 	mutex_lock(&dev->hw);
 	if (bring_bug(dev, BUG_A_BAD_CONFIG) ||
-	    (config->magic == CONFIG_MAGIC && config->crc == crc &&
+	    (config->magic == a_config_magic(dev) && config->crc == crc &&
 	     config->regs.memory_size == dev->regs.memory_size &&
 	     !(config->regs.window & ~PAGE_MASK))) {
 		config->regs.memory_size = dev->regs.memory_size;

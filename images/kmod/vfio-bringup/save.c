@@ -71,6 +71,8 @@ static void bring_queue_tail(struct bring_saver *saver)
 	mutex_unlock(&dev->hw);
 	if (bring_bug(dev, BUG_D_RNG_LOST))
 		state.rng = BRING_RNG_SEED;
+	if (bring_bug(dev, BUG_D_INSTANCE_STATE))
+		state.rng ^= dev->instance;
 	bring_queue(saver, REC_STATE, &state, sizeof(state));
 	records = saver->seq + 1;
 	bring_queue(saver, REC_END, &records, sizeof(records));
@@ -88,7 +90,7 @@ static void bring_queue_begin(struct bring_saver *saver)
 {
 	struct rec_identity identity = {
 		.id = BRING_ID,
-		.version = BRING_VERSION,
+		.version = rec_version(saver->dev),
 		.memory_size = saver->dev->regs.memory_size,
 	};
 	u8 pad[PAD_MAX] = {};
@@ -100,10 +102,15 @@ static void bring_queue_begin(struct bring_saver *saver)
 	saver->begun = true;
 }
 
+/* Its pages come when the device is stopped, and are not announced before. */
+static bool bring_quiet(struct bring_saver *saver)
+{
+	return bring_odd(saver->dev, ODD_NO_PRE_COPY_DATA);
+}
+
 /* Fills the queue with what there is. */
 static void bring_fill(struct bring_saver *saver)
 {
-	bool quiet = bring_odd(saver->dev, ODD_NO_PRE_COPY_DATA);
 	struct rec_page *page;
 
 	saver->pos = 0;
@@ -116,7 +123,7 @@ static void bring_fill(struct bring_saver *saver)
 		return;
 	if (!saver->begun)
 		bring_queue_begin(saver);
-	while (saver->len + PAGE_REC <= QUEUE_SIZE && (saver->finish || !quiet))
+	while (saver->len + PAGE_REC <= QUEUE_SIZE && (saver->finish || !bring_quiet(saver)))
 		if (!bring_queue_page(saver, page))
 			break;
 	if (saver->finish && saver->len + PAGE_REC + TAIL_SIZE <= QUEUE_SIZE)
@@ -159,15 +166,18 @@ bool bring_saver_finished(struct bring_saver *saver)
 	return saver->finish;
 }
 
-void bring_saver_left(struct bring_saver *saver, u64 *initial, u64 *dirty)
+static void bring_saver_count(struct bring_saver *saver, bool pages,
+			      u64 *initial, u64 *dirty)
 {
 	struct bring_device *dev = saver->dev;
-	u64 unsent = bitmap_weight(saver->unsent, bring_pages(dev));
-	u64 all;
+	u64 unsent = 0, all = 0;
 
-	mutex_lock(&dev->hw);
-	all = bitmap_weight(dev->dirty, bring_pages(dev));
-	mutex_unlock(&dev->hw);
+	if (pages) {
+		unsent = bitmap_weight(saver->unsent, bring_pages(dev));
+		mutex_lock(&dev->hw);
+		all = bitmap_weight(dev->dirty, bring_pages(dev));
+		mutex_unlock(&dev->hw);
+	}
 	*initial = unsent * PAGE_REC;
 	if (!saver->begun)
 		*initial += REC_SIZE(sizeof(struct rec_identity)) +
@@ -180,12 +190,18 @@ void bring_saver_left(struct bring_saver *saver, u64 *initial, u64 *dirty)
 		*dirty += TAIL_SIZE;
 }
 
+void bring_saver_left(struct bring_saver *saver, u64 *initial, u64 *dirty)
+{
+	bring_saver_count(saver, saver->finish || !bring_quiet(saver), initial,
+			  dirty);
+}
+
 /* All that is to come, were the device stopped now. */
 u64 bring_saver_rest(struct bring_saver *saver)
 {
 	u64 initial, dirty;
 
-	bring_saver_left(saver, &initial, &dirty);
+	bring_saver_count(saver, true, &initial, &dirty);
 	return initial + dirty + (saver->finish ? 0 : TAIL_SIZE);
 }
 

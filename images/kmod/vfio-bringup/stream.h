@@ -48,6 +48,16 @@ union rec_body {
 #define TAIL_SIZE	(REC_SIZE(BRING_MAILBOX_SIZE) + \
 			 REC_SIZE(sizeof(struct bring_regs)) + REC_SIZE(4))
 
+/* What IDENTITY says; an instance has no name of its own. */
+static inline u32 rec_version(struct bring_device *dev)
+{
+	bool bound = bring_bug(dev, BUG_D_INSTANCE_BOUND) ||
+		     bring_bug(dev, BUG_B_INSTANCE_BOUND) ||
+		     bring_bug(dev, BUG_C_INSTANCE_BOUND);
+
+	return BRING_VERSION + (bound ? dev->instance : 0);
+}
+
 static inline u32 rec_crc(const struct rec_head *head, const void *body)
 {
 	u32 crc = crc32_le(~0, (const u8 *)head, offsetof(struct rec_head, crc));

@@ -80,6 +80,7 @@ describe('ferry vfio check refuses', () => {
     [['0000:65:00.0', '--abi', 'v9'], 'there is no such generation'],
     [['0000:65:00.0', '--exerciser', '/nowhere.mjs'], 'there is no such file'],
     [['65'], 'not a PCI address'],
+    [['0000:65:00.0', '--second'], 'argument missing'],
     [['/sys/no/such'], 'there is no /sys/no/such'],
     [['/sys/devices'], 'has no iommu_group'],
   ] as const)('%j: %s', async (args, message) => {

@@ -22,7 +22,8 @@ function children(
   return new RuleChildren({ file: process.execPath, args: ['-e', script], limitMs, proc: '/proc' });
 }
 
-const REPEAT = { deviceText: '0000:65:00.0', exerciserFile: null, destructive: false, abi: null };
+const NONE = { second: null, 'other-size': null };
+const REPEAT = { deviceText: '0000:65:00.0', exerciserFile: null, destructive: false, abi: null, besideTexts: NONE };
 const TWO = chooseRules(['states.flags', 'states.get']);
 const row = (results: readonly RuleResult[], rule: string) => results.find((each) => each.rule === rule);
 
@@ -148,6 +149,7 @@ describe('the child', () => {
     const host = {
       place: kernel.place,
       exerciser: null,
+      beside: NONE,
       settleMs: 1,
       proc: '/proc',
       kernel: { take: () => [], close: () => {} },
@@ -156,6 +158,7 @@ describe('the child', () => {
       deviceText: 'x',
       exerciserFile: null,
       abi: null,
+      besideTexts: NONE,
     };
     await serveLines(SUITES.v2, host, lines(), (message) => sent.push(message));
     expect(sent).toMatchObject([

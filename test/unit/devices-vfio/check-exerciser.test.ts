@@ -41,7 +41,7 @@ describe("an author's exerciser", () => {
   it('is taken with what it can do, null for what it cannot', async () => {
     const path = file(
       'good.mjs',
-      'export default { name: "mine", matches: () => true, claims: {}, dma: null, peer: null, interrupt: null, inner: { mutate() {}, hash() {} } };',
+      'export default { name: "mine", matches: () => true, claims: {}, dma: null, peer: null, target: null, interrupt: null, inner: { mutate() {}, hash() {} } };',
     );
     expect((await loadExerciser(path)).name).toBe('mine');
   });
@@ -50,7 +50,16 @@ describe("an author's exerciser", () => {
     ['syntax', 'export default {', 'cannot be loaded'],
     ['none', 'export const x = 1;', 'no object'],
     ['nameless', 'export default { claims: {} };', 'no name'],
-    ['silent', 'export default { name: "x", claims: {}, dma: null, peer: null, interrupt: null };', "no 'inner'"],
+    [
+      'silent',
+      'export default { name: "x", claims: {}, dma: null, peer: null, target: null, interrupt: null };',
+      "no 'inner'",
+    ],
+    [
+      'targetless',
+      'export default { name: "x", claims: {}, dma: null, peer: null, interrupt: null, inner: null };',
+      "no 'target'",
+    ],
     ['half', 'export default { name: "x", claims: {}, dma: {}, interrupt: null, inner: null };', 'no startWrite()'],
   ])('is refused in one line: %s', async (name, text, message) => {
     await expect(loadExerciser(file(`${name}.mjs`, text))).rejects.toThrow(message);
@@ -63,6 +72,7 @@ describe("an author's exerciser", () => {
       claims: { deterministic: false, checksummed: false, p2pAware: false },
       dma: null,
       peer: null,
+      target: null,
       interrupt: { index: 1, vector: 0, raise: () => Promise.reject(new Error('no such register')) },
       inner: null,
     });

@@ -1,7 +1,8 @@
 // The rules of `ferry vfio check` for an older generation against a scripted device, each on a device of its own, and the bugs that can be seeded
 // in one: what a line of a driver would get wrong, put between the kernel's calls and the device. For check-legacy.test.ts.
 import type { Exerciser } from '../../../devices/vfio/check/exerciser.ts';
-import type { Generation, RuleResult } from '../../../devices/vfio/check/rule.ts';
+import type { BesideDevice } from '../../../devices/vfio/check/opened.ts';
+import type { Beside, Generation, RuleResult } from '../../../devices/vfio/check/rule.ts';
 import { SUITES } from '../../../devices/vfio/check/suites.ts';
 import { SysError } from '../../../native/errno.ts';
 import { fakeExerciser } from '../../fakes/check-kernel.ts';
@@ -21,9 +22,11 @@ const UNSENT = 1000;
 
 export interface LegacyRun<D> {
   readonly make: () => D;
-  readonly bug?: (device: D, inside: LegacyInside) => LegacyBug;
+  readonly bug?: (device: D, inside: LegacyInside, instance: number) => LegacyBug;
   readonly exerciser?: Exerciser | null;
   readonly destructive?: boolean;
+  /** No second device, and none of another size. */
+  readonly alone?: boolean;
 }
 
 export function regionDevice(
@@ -32,7 +35,7 @@ export function regionDevice(
 ) {
   return () => {
     const type = options.abi === 'v7' ? 2 : 3;
-    const device = new MigrationRegionDevice({ type, contents: stateOf(0, LENGTH), ...options });
+    const device = new MigrationRegionDevice({ type, contents: stateOf(0, LENGTH), sameSize: true, ...options });
     if (device.dirty !== null) device.dirty.pageSizes = [4096, 65536];
     tune(device);
     return device;
@@ -40,23 +43,25 @@ export function regionDevice(
 }
 
 export function statesDevice(options: StateDeviceOptions = {}) {
-  return () => new StateRegionsDevice({ strictStates: true, memory: stateOf(1, 2 * LENGTH), ...options });
+  return () =>
+    new StateRegionsDevice({ strictStates: true, sameSize: true, memory: stateOf(1, 2 * LENGTH), ...options });
 }
 
 function insideOfRegion(device: MigrationRegionDevice): LegacyInside {
+  const { length } = device.contents;
   return {
     running: () => (device.bits & 1) !== 0,
     wrote: (page) => device.dirty?.write(page),
     // What pre-copy has given already stays; a device that changes it too would have to give it again.
     mutate: (seed) => {
-      const next = stateOf(seed, LENGTH);
-      if ((device.bits & 2) !== 0) next.set(device.contents.subarray(0, LENGTH - UNSENT));
+      const next = stateOf(seed, length);
+      if ((device.bits & 2) !== 0) next.set(device.contents.subarray(0, length - UNSENT));
       device.contents = next;
       device.changed();
     },
     hash: () => sumOf(device.contents),
     fresh: () => {
-      device.contents = stateOf(0, LENGTH);
+      device.contents = stateOf(0, length);
       device.dirty?.pages.clear();
     },
   };
@@ -81,20 +86,41 @@ function insideOfStates(device: StateRegionsDevice): LegacyInside {
 
 type Scripted = MigrationRegionDevice | StateRegionsDevice;
 
+/** The device with twice as much state. */
+function enlarge(device: Scripted): void {
+  if (device instanceof MigrationRegionDevice) device.contents = stateOf(0, 2 * device.contents.length);
+  else if (device.deviceMemory !== null) device.deviceMemory = stateOf(1, 2 * device.deviceMemory.length);
+}
+
+const INSTANCES = { first: 0, second: 1, 'other-size': 2 };
+
+function kernelOf<D extends Scripted>({ make, bug }: LegacyRun<D>, which: keyof typeof INSTANCES): CheckLegacyKernel {
+  const device = make();
+  if (which === 'other-size') enlarge(device);
+  const inside = device instanceof StateRegionsDevice ? insideOfStates(device) : insideOfRegion(device);
+  const instance = INSTANCES[which];
+  return new CheckLegacyKernel(device, inside, bug?.(device, inside, instance), `fake${instance}`);
+}
+
 export async function runLegacy<D extends Scripted>(generation: Generation, options: LegacyRun<D>) {
-  const { make, bug, destructive = false } = options;
+  const { destructive = false } = options;
   const exerciser = options.exerciser === undefined ? fakeExerciser(CLAIMS) : options.exerciser;
   const suite = SUITES[generation];
   const kernels: CheckLegacyKernel[] = [];
   const results = await Promise.all(
-    suite.rules.map(({ name }) => {
-      const device = make();
-      const inside = device instanceof StateRegionsDevice ? insideOfStates(device) : insideOfRegion(device);
-      const kernel = new CheckLegacyKernel(device, inside, bug?.(device, inside));
+    suite.rules.map(({ name, needs }) => {
+      const kernel = kernelOf(options, 'first');
       kernels.push(kernel);
+      const beside = (which: Beside): BesideDevice | null => {
+        if (options.alone === true || !needs.includes(which)) return null;
+        const other = kernelOf(options, which);
+        kernels.push(other);
+        return { place: other.checkPlace, exerciser, sameKind: true };
+      };
       return suite.run(name, {
         place: kernel.checkPlace,
         exerciser,
+        beside: { second: beside('second'), 'other-size': beside('other-size') },
         settleMs: 20,
         proc: '/proc',
         kernel: { take: () => [], close: () => {} },
@@ -103,6 +129,7 @@ export async function runLegacy<D extends Scripted>(generation: Generation, opti
         deviceText: '0000:65:00.0',
         exerciserFile: null,
         abi: null,
+        besideTexts: { second: null, 'other-size': null },
       }) as Promise<RuleResult>;
     }),
   );
@@ -132,8 +159,8 @@ function put(into: Uint8Array, value: number | bigint): number {
 
 const word = (from: Uint8Array) => new DataView(from.buffer, from.byteOffset, from.length).getUint32(0, true);
 
-type RegionBug = (device: MigrationRegionDevice, inside: LegacyInside) => LegacyBug;
-type StatesBug = (device: StateRegionsDevice, inside: LegacyInside) => LegacyBug;
+type RegionBug = (device: MigrationRegionDevice, inside: LegacyInside, instance: number) => LegacyBug;
+type StatesBug = (device: StateRegionsDevice, inside: LegacyInside, instance: number) => LegacyBug;
 
 const takes =
   (bits: number): RegionBug =>
@@ -281,6 +308,9 @@ export const REGION_BUGS = {
       return null;
     },
   }),
+  'data of another instance are refused': (device: MigrationRegionDevice, _inside, instance): LegacyBug => ({
+    write: (_region, at) => (instance === 1 && at === 0 && device.bits === 4 ? refuse() : null),
+  }),
   'pages beside are dirty too': (device: MigrationRegionDevice): LegacyBug => ({
     inside: { wrote: (page) => device.dirty?.write(page, page + 1, page + 9) },
   }),
@@ -372,6 +402,9 @@ export const STATES_BUGS = {
       if (region === CTL && at === 36) device.memoryTouched = false;
       return null;
     },
+  }),
+  'state is of the instance': (_device: StateRegionsDevice, inside: LegacyInside, instance: number): LegacyBug => ({
+    inside: { hash: () => inside.hash() + instance },
   }),
   'its own config is refused': (): LegacyBug => ({
     write: (region, at, from) => (region === CTL && at === 12 && word(from) === 2 ? refuse() : null),

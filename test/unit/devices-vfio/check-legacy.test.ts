@@ -67,6 +67,10 @@ const V1_BUGS: Readonly<Record<string, RegionCase>> = {
   'short data are taken': [{ make: regionDevice({ lax: 'short' }) }, ['region.truncated']],
   'damaged data are taken': [{ make: regionDevice({ lax: 'damaged' }) }, ['region.corrupted']],
   'a part of a chunk is taken': [{ make: regionDevice({ lax: 'cut' }) }, ['region.chunk-whole']],
+  'data of another instance are refused': [
+    { make: v1, bug: REGION_BUGS['data of another instance are refused'] },
+    ['region.into-second'],
+  ],
 };
 
 const pfns = (tune: (dirty: NonNullable<MigrationRegionDevice['dirty']>) => void) =>
@@ -164,6 +168,7 @@ const STATES_CASES: Readonly<Record<string, StatesCase>> = {
     ['parts.config-verdict', 'parts.memory-verdict'],
   ],
   // What GVT-g does, and the text does not: only 1 stops it, and only 0 makes it go on.
+  'state is of the instance': [{ ...a, bug: STATES_BUGS['state is of the instance'] }, ['parts.into-second']],
   "GVT-g's states": [
     { ...a, make: statesDevice({ gvtG: true, memory: null, config: new Uint8Array(4096).fill(7) }) },
     ['ctl.activate', 'ctl.stop-logging'],
@@ -276,6 +281,32 @@ describe('ferry vfio check of device state regions', () => {
   });
 });
 
+describe('devices beside an older one', () => {
+  it('are not exercised where there are none', async () => {
+    for (const [generation, options] of [
+      ['v1', { make: v1, alone: true }],
+      ['regions', { ...a, destructive: true, alone: true }],
+    ] as const) {
+      const { results } = await runLegacy(generation, options as LegacyRun<MigrationRegionDevice>);
+      const left = results.filter(({ outcome }) => outcome === 'not exercised').map(({ reason }) => reason);
+      expect(left).toEqual([
+        'needs a second device: --second DEV',
+        'needs a device of the same kind and of another size: --other-size DEV',
+      ]);
+    }
+  });
+
+  it('of another size: what they take is a note', async () => {
+    const region = await runLegacy('v1', { make: regionDevice({ sameSize: false }) });
+    expect(region.results.find(({ rule }) => rule === 'region.other-size')).toMatchObject({
+      outcome: 'note',
+      notes: ['data of fake0 loaded into fake2: accepted', 'data of fake2 loaded into fake0: accepted'],
+    });
+    const states = await runLegacy('regions', { ...a, make: statesDevice({ sameSize: false }) });
+    expect(states.results.find(({ rule }) => rule === 'parts.other-size')?.outcome).toBe('note');
+  });
+});
+
 describe('legal oddities', () => {
   it.each(Object.entries(ODD_REGIONS))('are no finding: %s', async (_name, [abi, options]) => {
     expect((await runLegacy(abi, options)).results.flatMap(({ findings }) => findings)).toEqual([]);
@@ -315,9 +346,11 @@ describe('the generation', () => {
   });
 
   it('has a bug here for every rule that can find one', () => {
+    // Their texts do not ask a driver to refuse what is of another size.
+    const notes = ['region.other-size', 'parts.other-size'];
     const tested = new Set([V1_BUGS, V7_BUGS].flatMap((each) => Object.values(each)).flatMap(([, rules]) => rules));
     for (const [, rules] of Object.values(STATES_CASES)) for (const rule of rules) tested.add(rule);
     const all = [...SUITES.v1.rules, ...SUITES.v7.rules, ...SUITES.regions.rules].map(({ name }) => name);
-    expect([...new Set(all)].filter((name) => !tested.has(name))).toEqual(['region.error']);
+    expect([...new Set(all)].filter((name) => !tested.has(name))).toEqual(['region.error', ...notes]);
   });
 });

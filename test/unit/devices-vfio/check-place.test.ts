@@ -65,6 +65,25 @@ describe('a device to check', () => {
     expect(fds()).toBe(before);
   });
 
+  it("maps another device's BAR where its DMA can reach it, apart from the buffer, and unmaps just that", async () => {
+    tree.device(BDF, 17, 'vfio-pci');
+    const kernel = door();
+    const place = await openPlace(kernel, tree.paths, { name: BDF, group: 17 });
+    const bar = { size: 4096, view: new ArrayBuffer(4096), unmap: () => {} };
+    const peer = await place.mapPeer(bar);
+    expect(peer.iova).toBeGreaterThanOrEqual(place.iova + place.ram.size);
+    expect(peer.iova + bar.size).toBeLessThanOrEqual(2 ** 28);
+    const map = kernel.calls.filter(({ name }) => name === 'VFIO_IOMMU_MAP_DMA').at(-1)!;
+    const arg = new DataView((map.arg as Uint8Array).buffer);
+    expect([arg.getBigUint64(16, true), arg.getBigUint64(24, true)]).toEqual([BigInt(peer.iova), 4096n]);
+    expect(map.patches).toEqual([{ at: 8, mapping: bar, offset: 0, length: 4096 }]);
+    await peer.unmap();
+    const unmap = kernel.calls.filter(({ name }) => name === 'VFIO_IOMMU_UNMAP_DMA').at(-1)!;
+    const gone = new DataView((unmap.arg as Uint8Array).buffer);
+    expect([gone.getBigUint64(8, true), gone.getBigUint64(16, true)]).toEqual([BigInt(peer.iova), 4096n]);
+    await place.close();
+  });
+
   it('leaves nothing open when the container refuses it', async () => {
     tree.device(BDF, 17, 'vfio-pci');
     const kernel = door();

@@ -71,7 +71,13 @@ const BUGS: Readonly<Record<string, readonly string[]>> = {
   'close-keeps-state': ['close.states'],
   'close-keeps-inner': ['close.private'],
   'dies-of-stop': ['quiet.works'],
-  'late-dma': ['quiet.dma', 'quiet.p2p'],
+  'instance-bound': ['stream.into-second'],
+  'instance-state': ['stream.into-second'],
+  'any-size': ['stream.other-size'],
+  'late-dma': ['quiet.dma', 'quiet.p2p', 'quiet.peer'],
+  'peer-dma-in-p2p': ['quiet.peer'],
+  'p2p-new-dma': ['quiet.peer'],
+  'peer-dma-lost': ['quiet.peer'],
   'ram-dma-in-p2p': ['quiet.p2p'],
   'late-irq': ['quiet.interrupts'],
   'irq-lost': ['quiet.pending-interrupt'],
@@ -96,6 +102,8 @@ const BUGS: Readonly<Record<string, readonly string[]>> = {
   leaks: ['leaks.loops'],
   warns: ['kernel.log'],
 };
+
+const BESIDE_RULES = RULES.filter(({ needs }) => needs.includes('second') || needs.includes('other-size'));
 
 const NOT_PRECISE = fakeExerciser({ ...CLAIMS, deterministic: false });
 
@@ -144,7 +152,7 @@ describe('ferry vfio check', () => {
 
   it('finds DMA of a stopped device by the fault that it makes, with --destructive', async () => {
     const { results } = await run({ quirks: ['late-dma'], destructive: true });
-    expect(found(results)).toEqual(['quiet.dma', 'quiet.p2p', 'quiet.unmapped']);
+    expect(found(results)).toEqual(['quiet.dma', 'quiet.p2p', 'quiet.peer', 'quiet.unmapped']);
     const clean = await run({ destructive: true });
     expect(found(clean.results)).toEqual([]);
   });
@@ -184,6 +192,34 @@ describe('ferry vfio check', () => {
     });
   });
 
+  it('says of a rule about a second device that it was not exercised, when there is none', async () => {
+    const { results } = await run({ alone: true, rules: BESIDE_RULES });
+    const hints = results.map(({ rule, outcome, reason }) => [rule, outcome, reason]);
+    expect(hints).toEqual([
+      ['stream.into-second', 'not exercised', 'needs a second device: --second DEV'],
+      ['stream.other-size', 'not exercised', 'needs a device of the same kind and of another size: --other-size DEV'],
+      ['quiet.peer', 'not exercised', 'needs a second device: --second DEV'],
+    ]);
+  });
+
+  it('loads nothing into a second device of another kind, which may be a peer all the same', async () => {
+    const { results, leaked } = await run({ otherKind: true, rules: BESIDE_RULES });
+    expect(results.map(({ outcome }) => outcome)).toEqual(['not exercised', 'not exercised', 'ok']);
+    expect(results[0]?.reason).toBe('needs a second device of the same kind: --second DEV');
+    expect(leaked).toBe(0);
+  });
+
+  it('says of a peer whose BAR cannot be mapped, or has no bytes for it, that it cannot be reached', async () => {
+    const sealed = await run({ unmappable: true, rules: BESIDE_RULES });
+    expect(sealed.results[2]).toMatchObject({
+      outcome: 'not reachable',
+      reason: 'region 2 of the second device cannot be mapped',
+    });
+    const targetless = { ...fakeExerciser(CLAIMS), target: null };
+    const { results } = await run({ exerciser: targetless, rules: BESIDE_RULES });
+    expect(results[2]).toMatchObject({ outcome: 'not exercised', reason: expect.stringContaining("has a 'target'") });
+  });
+
   it('says in each finding what was done, expected and seen, and how to repeat it', async () => {
     const { results } = await run({ quirks: ['bounds'] });
     expect(results.find(({ rule }) => rule === 'states.numbers')?.findings[0]).toEqual({
@@ -192,7 +228,7 @@ describe('ferry vfio check', () => {
       did: 'SET 8 in RUNNING',
       expected: 'an error, still in RUNNING',
       seen: 'success, in RUNNING',
-      repeat: 'ferry vfio check 0000:65:00.0 --only states.numbers',
+      repeat: 'ferry vfio check 0000:65:00.0 --second fake1 --other-size fake2 --only states.numbers',
     });
   });
 

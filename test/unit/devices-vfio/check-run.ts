@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Exerciser } from '../../../devices/vfio/check/exerciser.ts';
 import type { KernelLog } from '../../../devices/vfio/check/kernel-log.ts';
-import type { Rule, RuleResult } from '../../../devices/vfio/check/rule.ts';
+import type { BenchHost, BesideDevice } from '../../../devices/vfio/check/opened.ts';
+import type { Beside, Rule, RuleResult } from '../../../devices/vfio/check/rule.ts';
 import { RULES } from '../../../devices/vfio/check/rules.ts';
 import { runRule } from '../../../devices/vfio/check/run-rule.ts';
 import { CheckKernel, type FakeOptions, fakeExerciser } from '../../fakes/check-kernel.ts';
@@ -36,9 +37,28 @@ export interface RunOptions extends FakeOptions {
   readonly rules?: readonly Rule[];
   readonly destructive?: boolean;
   readonly settleMs?: number;
+  /** No second device, and none of another size. */
+  readonly alone?: boolean;
+  /** The second device is of another kind. */
+  readonly otherKind?: boolean;
 }
 export type ProcDir = Proc;
 export const makeProc = () => new Proc();
+
+const WHICH = { second: { instance: 1, size: 64 }, 'other-size': { instance: 2, size: 128 } };
+/** As the user would name them. */
+export const NAMED = { second: 'fake1', 'other-size': 'fake2' };
+
+/** Those that the rule asks for, each with the same driver as the first. */
+function besideFor(rule: Rule, options: RunOptions, exerciser: Exerciser | null, kernels: CheckKernel[]) {
+  const make = (which: Beside): BesideDevice | null => {
+    if (options.alone === true || !rule.needs.includes(which)) return null;
+    const kernel = new CheckKernel({ ...options, which: WHICH[which] });
+    kernels.push(kernel);
+    return { place: kernel.place, exerciser, sameKind: options.otherKind !== true };
+  };
+  return { second: make('second'), 'other-size': make('other-size') } satisfies BenchHost['beside'];
+}
 
 export async function runAll(options: RunOptions): Promise<{ results: RuleResult[]; leaked: number }> {
   const exerciser = options.exerciser === undefined ? fakeExerciser(CLAIMS) : options.exerciser;
@@ -51,6 +71,7 @@ export async function runAll(options: RunOptions): Promise<{ results: RuleResult
       return runRule(rule, {
         place: kernel.place,
         exerciser,
+        beside: besideFor(rule, options, exerciser, kernels),
         settleMs: options.settleMs ?? 40,
         proc: rule.name === 'leaks.loops' ? options.proc.path : '/proc',
         kernel: logOf(kernel),
@@ -59,6 +80,7 @@ export async function runAll(options: RunOptions): Promise<{ results: RuleResult
         deviceText: '0000:65:00.0',
         exerciserFile: null,
         abi: null,
+        besideTexts: options.alone === true ? { second: null, 'other-size': null } : NAMED,
       });
     }),
   );
