@@ -72,6 +72,7 @@ export async function runOn<B extends OpenedDevice>(
     if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
     kept = ['not reachable', error.message];
   } finally {
+    await goHome(bench);
     await bench.close();
   }
   const findings = trial.findings.map((each) => ({
@@ -89,6 +90,15 @@ export async function runOn<B extends OpenedDevice>(
     notes: trial.notes,
     ms: performance.now() - begun,
   };
+}
+
+/** So that no rule begins where another one has left off, in a driver whose state survives a close: that is close.states' finding alone. */
+async function goHome(bench: OpenedDevice): Promise<void> {
+  try {
+    await bench.home();
+  } catch (error) {
+    if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
+  }
 }
 
 /** What was seen before a rule could go no further counts all the same. */
