@@ -167,7 +167,7 @@ static void *mtty(void *unused) {
     exchange(turn);
     expect_interrupts(turn, before);
     check_scratch();
-    set_scratch(stamp(KIND, 1, turn, 0));
+    set_scratch(stamp(KIND, 1, turn, 0) | 1); /* never what a new card has */
     sleep_us(PAUSE_US);
   }
   return NULL;
