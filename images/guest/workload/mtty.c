@@ -25,7 +25,7 @@
 
 static int tty = -1, ports = -1;
 static uint8_t scratch;
-static unsigned irq, base;
+static unsigned irq;
 
 /* ---- finding and opening ---- */
 
@@ -47,11 +47,11 @@ static int find_card(char *path, size_t size) {
   return found;
 }
 
-static unsigned long number_of(const char *directory, const char *name, int radix) {
+static unsigned irq_of(const char *card) {
   char file[400], text[64] = "";
-  snprintf(file, sizeof file, "%s/%s", directory, name);
+  snprintf(file, sizeof file, "%s/irq", card);
   read_text(file, text, sizeof text);
-  return strtoul(text, NULL, radix);
+  return strtoul(text, NULL, 10);
 }
 
 /* Of the card's ports the one with the lowest number, which is that of BAR 0. */
@@ -72,18 +72,22 @@ static int find_port(const char *card, char *name, size_t size) {
 
 static void set_scratch(uint8_t value) {
   scratch = value;
-  if (pwrite(ports, &value, 1, base + SCRATCH) != 1) complain("kind=mtty text=cannot-write-register");
+  if (pwrite(ports, &value, 1, SCRATCH) != 1) complain("kind=mtty text=cannot-write-register");
 }
 
 static int open_all(const char *card, const char *name) {
   struct termios t;
   int loop = MODEM_LOOP;
-  irq = number_of(card, "irq", 10);
-  base = number_of(card, "resource", 16);
+  char bar[400];
+  snprintf(bar, sizeof bar, "%s/resource0", card);
+  irq = irq_of(card);
   tty = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-  /* Not ioperm(): QEMU's TCG, which a lab host runs on, takes a TSS for invalid that KVM has loaded, and then every port of it is refused. */
-  ports = open("/dev/port", O_RDWR | O_CLOEXEC);
-  if (tty < 0 || ports < 0 || !irq || !base || tcgetattr(tty, &t) < 0) return -1;
+  /* Not by ioperm(): QEMU's TCG, which a lab host runs on, takes a TSS for invalid that KVM has loaded, and then refuses every port. */
+  ports = open(bar, O_RDWR | O_CLOEXEC);
+  if (tty < 0 || ports < 0 || !irq || tcgetattr(tty, &t) < 0) {
+    complain("kind=start text=cannot-open tty=%d resource0=%d irq=%u", tty, ports, irq);
+    return -1;
+  }
   cfmakeraw(&t);
   t.c_cflag |= CLOCAL | CREAD;
   cfsetspeed(&t, B115200);
@@ -118,7 +122,7 @@ static unsigned long interrupts(void) {
 
 static void check_scratch(void) {
   uint8_t found = 0;
-  if (pread(ports, &found, 1, base + SCRATCH) != 1) complain("kind=mtty text=cannot-read-register");
+  if (pread(ports, &found, 1, SCRATCH) != 1) complain("kind=mtty text=cannot-read-register");
   expect_register("scratch", scratch, found);
 }
 
@@ -178,7 +182,7 @@ int mtty_start(void) {
   pthread_t thread;
   if (find_card(card, sizeof card) < 0 || find_port(card, name, sizeof name) < 0) return -1;
   if (open_all(card, name) < 0) return -1;
-  say("mtty port=%s irq=%u base=%x", name, irq, base);
+  say("mtty port=%s irq=%u", name, irq);
   pthread_create(&thread, NULL, mtty, NULL);
   return 0;
 }
