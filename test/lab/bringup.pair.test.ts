@@ -1,12 +1,13 @@
 // Rule: a guest with a device of each generation of the migration interface moves under load between two lab hosts, there and back, and nothing
 // is lost: its DMA both ways, an interrupt a command, its device memory and registers. The device is vfio-bringup, real to the kernel; the
-// guest's driver and workload are its own. FERRY_BRINGUP_MOVES says how often (2).
+// guest's driver and workload are its own. FERRY_BRINGUP_MOVES says how often (2). The same with mtty, the kernel's own sample.
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { buildGuest, type GuestImage } from '../../images/guest/build.ts';
 import { faultsOf, judge } from '../../images/guest/verdict.ts';
 import { cacheRoot } from '../../lab/root.ts';
 import type { DirtyPages } from '../../migration/api.ts';
 import { BringupDevices, uuidOf } from './bringup-devices.ts';
+import { MTTY, makeMtty, removeMtty, renewMtty } from './mtty.ts';
 import { type Guest, Pair, pairUnavailable } from './pair.ts';
 
 const unavailable = pairUnavailable();
@@ -49,8 +50,8 @@ describe.skipIf(unavailable !== null)('a guest with vfio-bringup', () => {
     await Promise.all(devices.map((each) => each.complaints()));
   }
 
-  async function move(from: Guest, args: readonly string[] = []) {
-    const to = await pair.receive(from.at === 0 ? 1 : 0, { devices: DEVICE });
+  async function move(from: Guest, args: readonly string[] = [], devices: readonly string[] = DEVICE) {
+    const to = await pair.receive(from.at === 0 ? 1 : 0, { devices });
     const { code, outcome, stderr } = await pair.migrate(from, to, ['--downtime-limit', '5000', ...args]);
     expect(code, stderr + to.stderr()).toBe(0);
     expect((await from.process.done).code).toBe(0);
@@ -82,5 +83,31 @@ describe.skipIf(unavailable !== null)('a guest with vfio-bringup', () => {
     await pair.runsOn(guest, 5);
     const { to } = await move(guest, ['--test-drop', 'deviceLog']);
     await to.console.until('an error of DMA', ({ text }) => /^error kind=(dma|bringup)/m.test(text), 120_000);
+  });
+
+  it('mtty, by I/O ports and INTx: moves there and back, and no byte is lost; without its state the next move is noticed', async () => {
+    const { hosts } = pair.lab;
+    await Promise.all(hosts.map((host) => makeMtty(host)));
+    const serial = [`vfio-pci,id=dev0,sysfsdev=${MTTY}`];
+    const lives = [await pair.run(0, 'edu=0 mtty=1 writer=4M rate=1M', { devices: serial, image })];
+    await pair.runsOn(lives[0]!, 5);
+    for (let n = 0; n < 2; n++) {
+      const { to, report } = await move(lives.at(-1)!, [], serial);
+      // Two ports and a header, of which pre-copy has had the header.
+      expect(report.devices).toMatchObject([{ id: 'dev0', preCopyBytes: 24, stopCopyBytes: 72 }]);
+      lives.push(to);
+      await pair.runsOn(to, 3);
+    }
+    const verdict = judge(lives.map(({ console }) => console.text));
+    console.log('mtty', JSON.stringify({ ...verdict, errors: verdict.errors.slice(0, 3) }));
+    // One boot serves both: the verdict at the end is that of the move which has to be noticed.
+    expect(faultsOf({ ...verdict, ok: true }, { edu: false, mtty: true })).toEqual([]);
+    expect(verdict.errors).toEqual([]);
+
+    await renewMtty(hosts[1]!);
+    const { to } = await move(lives.at(-1)!, ['--test-drop', 'deviceState'], serial);
+    await to.console.until('an error of mtty', ({ text }) => /^error kind=(register|mtty)/m.test(text), 120_000);
+    await pair.dismiss();
+    await Promise.all(hosts.map((host) => removeMtty(host)));
   });
 });
