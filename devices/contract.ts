@@ -212,6 +212,8 @@ export interface MsiVector {
 export interface LevelIrqFd {
   readonly eventFd: number;
   readonly resampleFd: number;
+  /** Whether the guest has acknowledged it since the last call: reads and clears the resample eventfd's count. */
+  takeResample(): boolean;
   mask(): void;
   unmask(): void;
   release(): void;

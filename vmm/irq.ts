@@ -81,6 +81,7 @@ export class Interrupts implements IrqPort {
     return {
       eventFd,
       resampleFd,
+      takeResample: () => this.#addon.eventTake(resampleFd) !== 0n,
       mask: () => arm(false),
       unmask: () => arm(true),
       release: () => {

@@ -1,5 +1,6 @@
 // The legacy interrupt of a passed-through function: VFIO masks the line when it fires, KVM's resample irqfd unmasks it at the guest's
-// EOI. Called by interrupts.ts. The level itself lives in the device: whatever was lost on the way down comes again on unmask.
+// EOI. Called by vectors.ts. The level itself lives in the device: whatever was lost on the way down comes again on unmask.
+// Where the kernel cannot unmask by eventfd (mdev samples), this thread does: when it hears of the EOI, or before the guest's next access.
 // KVM api.rst, KVM_IRQFD_FLAG_RESAMPLE; linux/vfio.h, VFIO_IRQ_INFO_AUTOMASKED; PCI 3.0, 2.2.6
 import { SysError } from '../../native/errno.ts';
 import type { DeviceHost, LevelIrqFd } from '../contract.ts';
@@ -14,7 +15,7 @@ export class Intx {
   readonly #vfio: VfioIrqs;
   readonly #gsi: number;
   #line: LevelIrqFd | null = null;
-  /** Where the kernel cannot unmask by eventfd (mdev samples): this thread does it. */
+  /** Of the EOI, where the kernel cannot unmask by eventfd. */
   #watch: { close(): void } | null = null;
   #open = true;
 
@@ -66,6 +67,18 @@ export class Intx {
     this.#open = true;
     if (this.#line === null) return;
     this.#line.unmask();
+    this.#unmask();
+  }
+
+  /**
+   * Before an access of the guest reaches the device. An EOI may be on its way to this thread, and what this access makes the device raise would
+   * meet the mask of the last time: a real line is still high when that goes, mtty forgets it.
+   */
+  beforeAccess(): void {
+    if (this.#watch !== null && this.#line?.takeResample()) this.#unmask();
+  }
+
+  #unmask(): void {
     this.#quietly(() => this.#vfio.unmask(INTX_INDEX, 0));
   }
 
@@ -77,7 +90,7 @@ export class Intx {
       this.#vfio.unmaskBy(INTX_INDEX, 0, line.resampleFd);
     } catch (error) {
       if (!(error instanceof SysError)) throw error;
-      this.#watch = this.#host.watch(line.resampleFd, () => this.#quietly(() => this.#vfio.unmask(INTX_INDEX, 0)));
+      this.#watch = this.#host.watch(line.resampleFd, () => this.#unmask());
     }
   }
 

@@ -77,7 +77,8 @@ export class VfioPciFunction implements PciFunction {
     this.interrupts = this.#vectors;
     const window = this.#window();
     this.#bars = new Bars(config.space, host.bus, host.log);
-    this.#deviceBars = barsOf({ id, transport, slots: host.slots, window, mmap: parts.mmap }, config.raw);
+    const beforeAccess = () => this.#vectors.beforeAccess();
+    this.#deviceBars = barsOf({ id, transport, slots: host.slots, window, mmap: parts.mmap, beforeAccess }, config.raw);
     for (const bar of this.#deviceBars) this.#bars.add(bar.spec);
     this.#powerOn = config.space.save();
     this.live = parts.live(this);

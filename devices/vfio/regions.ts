@@ -27,6 +27,8 @@ export interface BarHost {
   readonly window: MsixWindow | null;
   /** false: everything is trapped (x-no-mmap). */
   readonly mmap: boolean;
+  /** Before a trapped access reaches the device. */
+  beforeAccess(): void;
 }
 
 /** Every BAR that the device has, ready for Bars.add(). `raw`: the device's own configuration header. */
@@ -132,6 +134,7 @@ class TrappedBar implements Region {
   readonly wide: { read(offset: number): bigint; write(offset: number, value: bigint): void } | null;
   readonly #transport: VfioTransport;
   readonly #index: number;
+  readonly #beforeAccess: () => void;
   readonly #window: MsixWindow | null;
   readonly #tableAt: number;
   readonly #tableEnd: number;
@@ -150,6 +153,7 @@ class TrappedBar implements Region {
     this.size = info.size;
     this.#transport = host.transport;
     this.#index = info.index;
+    this.#beforeAccess = () => host.beforeAccess();
     const window = host.window;
     this.#window = window;
     const hasTable = window !== null && window.shape.tableBar === info.index;
@@ -220,6 +224,7 @@ class TrappedBar implements Region {
 
   /** false: the device did not answer (decode off, gone): the guest reads all-ones, as from any bus. */
   #fromDevice(offset: number, into: Uint8Array): boolean {
+    this.#beforeAccess();
     try {
       this.#transport.readRegion(this.#index, offset, into);
       return true;
@@ -230,6 +235,7 @@ class TrappedBar implements Region {
   }
 
   #toDevice(offset: number, from: Uint8Array): void {
+    this.#beforeAccess();
     try {
       this.#transport.writeRegion(this.#index, offset, from);
     } catch (error) {

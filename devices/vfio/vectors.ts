@@ -95,6 +95,11 @@ export class Vectors implements InterruptGate {
     this.#active?.notePending();
   }
 
+  /** Before an access of the guest reaches the device. */
+  beforeAccess(): void {
+    if (this.#mode === 'intx') this.#intx?.beforeAccess();
+  }
+
   detach(): void {
     this.#open = false;
     this.#intx?.detach();

@@ -17,6 +17,9 @@ export interface GuestCounts {
   readonly clockBack: number;
   /** By vfio-bringup alone. */
   readonly dmaBytes: number;
+  /** Out of mtty's serial port and back. */
+  readonly serialBytes: number;
+  readonly serialErrors: number;
 }
 
 export interface GuestVerdict extends GuestCounts {
@@ -45,6 +48,8 @@ const COUNTERS = [
   'clockReads',
   'clockBack',
   'dmaBytes',
+  'serialBytes',
+  'serialErrors',
 ] as const;
 type Counter = (typeof COUNTERS)[number];
 type Counts = Record<Counter | 'ticks', number>;
@@ -108,7 +113,7 @@ function counterIn(line: string, name: string): number | null {
 /** One sentence for each thing that is wrong; empty when the workload is content and was at work on every console. */
 export function faultsOf(
   verdict: GuestVerdict,
-  wanted: { readonly edu: boolean; readonly bringup?: boolean },
+  wanted: { readonly edu: boolean; readonly bringup?: boolean; readonly mtty?: boolean },
 ): string[] {
   const faults: string[] = [];
   if (verdict.ok !== true)
@@ -120,6 +125,7 @@ export function faultsOf(
   const work: (Counter | 'ticks')[] = ['ticks', 'memoryChecks'];
   if (wanted.edu || wanted.bringup) work.push('dmaChecks', 'irqs', 'regChecks');
   if (wanted.bringup) work.push('dmaBytes');
+  if (wanted.mtty) work.push('irqs', 'regChecks', 'serialBytes');
   for (const [i, counts] of verdict.consoles.entries()) {
     for (const name of work) if (counts[name] === 0) faults.push(`${name} stayed 0 on console ${i + 1}`);
   }

@@ -1,5 +1,5 @@
-// Builds kernel modules out of tree against Debian's headers: VFIO and iommufd from linux-source (with what Debian leaves off), and our
-// own edu-vfio-pci. Called by images/lab. The kernel's sources and the modules stay in the cache; only our Kbuild files are in the repo.
+// Builds kernel modules out of tree against Debian's headers: VFIO, iommufd and the mtty sample from linux-source (with what Debian leaves
+// off), and our own edu-vfio-pci. Called by images/lab. The kernel's sources and the modules stay in the cache; only our Kbuild files are in the repo.
 // Documentation/kbuild/modules.rst.
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
@@ -24,6 +24,7 @@ export const VFIO_MODULES = [
   'vfio/pci/vfio-pci-core.ko',
   'vfio/pci/vfio-pci.ko',
   'vfio/mdev/mdev.ko',
+  'mtty/mtty.ko',
 ] as const;
 
 const SOURCE_PARTS = [
@@ -32,6 +33,7 @@ const SOURCE_PARTS = [
   ['vfio.Kbuild', 'vfio'],
   ['pci.Kbuild', 'vfio/pci'],
   ['mdev.Kbuild', 'vfio/mdev'],
+  ['mtty.Kbuild', 'mtty'],
 ] as const;
 
 /** Debian's headers name each other by absolute path; makes that path right for where they were unpacked. */
@@ -70,11 +72,13 @@ async function cutSpanIterator(from: string, to: string): Promise<void> {
 }
 
 /**
- * Builds VFIO and iommufd in `dir`, which has the linux-source tarball's drivers/ and lib/interval_tree.c. Returns the tree that
+ * Builds VFIO, iommufd and mtty in `dir`, which has linux-source's drivers/, lib/interval_tree.c and samples/vfio-mdev/mtty.c. Returns the tree that
  * VFIO_MODULES is relative to; its Module.symvers is what makeModules wants for their users.
  */
 export async function buildVfioModules(headers: KernelHeaders, dir: string, recipes: string): Promise<string> {
   const drivers = join(dir, 'drivers');
+  await mkdir(join(drivers, 'mtty'));
+  await copyFile(join(dir, 'samples/vfio-mdev/mtty.c'), join(drivers, 'mtty/mtty.c'));
   for (const [recipe, where] of SOURCE_PARTS) {
     await copyFile(join(recipes, recipe), join(drivers, where, 'Kbuild'));
   }

@@ -2,7 +2,7 @@
 // lab/lab.ts, `ferry lab build` and scripts/setup.mjs. A cached image is used without asking apt; `refresh` takes the newest kernel.
 import { existsSync } from 'node:fs';
 import { copyFile, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { VmmError } from '../../native/errno.ts';
 import { cached, contentName } from '../cache.ts';
 import { buildOwnModule } from '../kmod/build.ts';
@@ -118,7 +118,8 @@ async function buildImage(
     modules.push({ file: to, parameters: OWN_MODULES[name] ?? [] });
   }
   const init = join(sources.root, 'images/lab/init');
-  await packInitrd({ busybox: sources.busybox, init, modules }, join(dir, 'initrd'), join(dir, 'initrd.cpio'));
+  const tree = relative(sources.cache, join(kernel.moduleRoot, 'lib/modules', kernel.release));
+  await packInitrd({ busybox: sources.busybox, init, modules, tree }, join(dir, 'initrd'), join(dir, 'initrd.cpio'));
   const about = { release: kernel.release, own: [...own.keys()] };
   await writeFile(join(dir, 'image.json'), `${JSON.stringify(about, null, 2)}\n`);
 }

@@ -10,6 +10,8 @@ export interface InitrdParts {
   readonly init: string;
   /** In the order of loading. */
   readonly modules: readonly InitrdModule[];
+  /** Where modprobe finds the others: their lib/modules/RELEASE, below the cache; null: nowhere. */
+  readonly tree: string | null;
 }
 
 export interface InitrdModule {
@@ -53,6 +55,7 @@ export async function packInitrd(parts: InitrdParts, scratch: string, outPath: s
   await chmod(join(scratch, 'init'), 0o755);
   await chmod(join(scratch, 'bin/busybox'), 0o755);
   for (const [index, module] of parts.modules.entries()) await placeModule(module, index, join(scratch, 'modules'));
+  if (parts.tree !== null) await writeFile(join(scratch, 'modules/tree'), `${parts.tree}\n`);
   const names = (await readdir(scratch, { recursive: true })).sort();
   await runProgram('cpio', ['-o', '-H', 'newc', '--quiet', '-R', '0:0'], {
     purpose: 'packing the initrd',

@@ -18,7 +18,7 @@ export interface LabKernel {
   readonly vfioTree: string;
 }
 
-const SOURCE_PARTS = ['drivers/vfio', 'drivers/iommu', 'lib/interval_tree.c'];
+const SOURCE_PARTS = ['drivers/vfio', 'drivers/iommu', 'lib/interval_tree.c', 'samples/vfio-mdev/mtty.c'];
 
 /** Where things lie in a finished kernel directory. */
 export function kernelIn(dir: string, release: string): LabKernel {
@@ -58,7 +58,7 @@ export async function buildKernel(dir: string, { packages, recipes, say }: Kerne
   await rm(join(dir, 'tarball'), { recursive: true });
   await rm(join(dir, 'debs'), { recursive: true });
 
-  say('rebuilding vfio and iommufd with IOMMUFD, cdev and DMA_LOGGING_REPORT');
+  say('rebuilding vfio and iommufd with IOMMUFD, cdev and DMA_LOGGING_REPORT; building mtty');
   await relocateHeaders(kernel.headers);
   const tree = await buildVfioModules(kernel.headers, join(dir, 'source'), recipes);
   const updates = join(kernel.moduleRoot, 'lib/modules', packages.release, 'updates');

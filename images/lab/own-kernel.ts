@@ -178,7 +178,7 @@ export async function ownImage(parts: OwnImageParts): Promise<OwnImage> {
     say(`packing a lab host image with ${release}`);
     const modules = [...stock.map((file) => ({ file, parameters: [] })), ...extra];
     await packInitrd(
-      { busybox: parts.busybox, init: parts.init, modules },
+      { busybox: parts.busybox, init: parts.init, modules, tree: null },
       join(into, 'initrd'),
       join(into, 'initrd.cpio'),
     );

@@ -211,6 +211,7 @@ export class Session {
   /** null: it is not a whole stream. */
   loaded(): Uint8Array | null {
     if (this.#forgiven) return this.#device.inner;
+    if (this.#device.has('refused-loads') && this.#refused) return this.#device.inner;
     if (this.#device.has('accepts-nothing') && !this.#identity && this.#coming.length === 0 && !this.#refused) {
       return this.#device.inner;
     }

@@ -30,7 +30,7 @@ interface FakeVector {
 export class FakeIrqPort implements IrqPort {
   readonly injected: Injected[] = [];
   readonly vectors: FakeVector[] = [];
-  readonly levels: { gsi: number; fd: number; resampleFd: number; on: boolean; count: number }[] = [];
+  readonly levels: { gsi: number; fd: number; resampleFd: number; on: boolean; acknowledged: boolean }[] = [];
   commits = 0;
   #nextFd = 1000;
 
@@ -39,11 +39,16 @@ export class FakeIrqPort implements IrqPort {
   }
 
   levelIrqFd(gsi: number): LevelIrqFd {
-    const level = { gsi, fd: this.#nextFd++, resampleFd: this.#nextFd++, on: false, count: 0 };
+    const level = { gsi, fd: this.#nextFd++, resampleFd: this.#nextFd++, on: false, acknowledged: false };
     this.levels.push(level);
     return {
       eventFd: level.fd,
       resampleFd: level.resampleFd,
+      takeResample: () => {
+        const was = level.acknowledged;
+        level.acknowledged = false;
+        return was;
+      },
       mask: () => {
         level.on = false;
       },

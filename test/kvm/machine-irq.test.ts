@@ -157,6 +157,9 @@ describe('lines', () => {
     level.mask();
     addon.eventSignal(level.eventFd);
     expect(addon.eventTake(level.eventFd), 'kept while masked').toBe(1n);
+    expect(level.takeResample(), 'nothing was acknowledged').toBe(false);
+    addon.eventSignal(level.resampleFd);
+    expect([level.takeResample(), level.takeResample()]).toEqual([true, false]);
     level.release();
   });
 });

@@ -1,8 +1,8 @@
 // Rule: a guest with a device of each generation of the migration interface moves under load between two lab hosts, there and back, and nothing
 // is lost: its DMA both ways, an interrupt a command, its device memory and registers; and whatever the device or its driver refuses on the
 // way, the guest goes on where it was. The device is vfio-bringup, real to the kernel; the guest's driver and workload are its own.
-// FERRY_BRINGUP_MOVES says how often it moves (2), the last time after the faults. FERRY_FAULTS=all tries every fault with every generation, not
-// one of each kind with some; FERRY_FAULTS_SEED repeats a draw.
+// The same with mtty, the kernel's own sample. FERRY_BRINGUP_MOVES says how often it moves (2), the last time after the faults.
+// FERRY_FAULTS=all tries every fault with every generation, not one of each kind with some; FERRY_FAULTS_SEED repeats a draw.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { buildGuest, type GuestImage } from '../../images/guest/build.ts';
 import { faultsOf, judge } from '../../images/guest/verdict.ts';
@@ -13,6 +13,7 @@ import { BringupDevices, uuidOf } from './bringup-devices.ts';
 import { FaultBench } from './fault-bench.ts';
 import { Ladder, notesOf } from './ladder.ts';
 import { type Abi, dealt, LADDERS } from './ladder-faults.ts';
+import { MTTY, makeMtty, removeMtty, renewMtty } from './mtty.ts';
 import { type Guest, Pair, pairUnavailable } from './pair.ts';
 
 const unavailable = pairUnavailable();
@@ -129,5 +130,33 @@ describe.skipIf(unavailable !== null)('a guest with vfio-bringup', () => {
     await move(guest, to, ['--test-drop', 'deviceLog']);
     await to.console.until('an error of DMA', ({ text }) => /^error kind=(dma|bringup)/m.test(text), 120_000);
     await pair.dismiss();
+  });
+
+  it('mtty, by I/O ports and INTx: moves there and back, and no byte is lost; without its state the next move is noticed', async () => {
+    const { hosts } = pair.lab;
+    await Promise.all(hosts.map((host) => makeMtty(host)));
+    const serial = [`vfio-pci,id=dev0,sysfsdev=${MTTY}`];
+    const lives = [await pair.run(0, 'edu=0 mtty=1 writer=4M rate=1M', { devices: serial, image })];
+    await pair.runsOn(lives[0]!, 5);
+    for (let n = 0; n < 2; n++) {
+      const to = await pair.receive(lives.at(-1)!.at === 0 ? 1 : 0, { devices: serial });
+      const report = await move(lives.at(-1)!, to);
+      // Two ports and a header, of which pre-copy has had the header.
+      expect(report.devices).toMatchObject([{ id: 'dev0', preCopyBytes: 24, stopCopyBytes: 72 }]);
+      lives.push(to);
+      await pair.runsOn(to, 3);
+    }
+    const verdict = judge(lives.map(({ console }) => console.text));
+    console.log('mtty', JSON.stringify({ ...verdict, errors: verdict.errors.slice(0, 3) }));
+    // One boot serves both: the verdict at the end is that of the move which has to be noticed.
+    expect(faultsOf({ ...verdict, ok: true }, { edu: false, mtty: true })).toEqual([]);
+    expect(verdict.errors).toEqual([]);
+
+    await renewMtty(hosts[1]!);
+    const to = await pair.receive(1, { devices: serial });
+    await move(lives.at(-1)!, to, ['--test-drop', 'deviceState']);
+    await to.console.until('an error of mtty', ({ text }) => /^error kind=(register|mtty)/m.test(text), 120_000);
+    await pair.dismiss();
+    await Promise.all(hosts.map((host) => removeMtty(host)));
   });
 });

@@ -129,12 +129,13 @@ export class Bench extends OpenedDevice {
     return this.#data.at(-1) as DataFd;
   }
 
-  /** Back to RUNNING by whatever leads there: SET, reset, a new device fd. */
+  /** Back to RUNNING by whatever leads there: SET, reset, a new device fd, a reset that the driver has not announced. */
   async home(): Promise<void> {
     const from = this.get();
     if (from === RUNNING) return this.closeData();
     if (from !== RESUMING && from !== ERROR && (await this.set(RUNNING)).state === RUNNING) return this.closeData();
     if (!this.device.info.canReset || (await this.reset()) !== null) await this.reopen();
+    if (this.get() !== RUNNING) await this.reset();
     if (this.get() !== RUNNING) throw new Unreachable(`nothing led back to RUNNING from ${stateName(from)}`);
     this.closeData();
   }

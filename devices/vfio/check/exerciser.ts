@@ -8,6 +8,7 @@ import { VmmError } from '../../../native/errno.ts';
 import { importModule } from '../../import-module.ts';
 import { bringupExerciser } from './exerciser-bringup.ts';
 import { eduExerciser } from './exerciser-edu.ts';
+import { mttyExerciser } from './exerciser-mtty.ts';
 import { Unreachable } from './rule.ts';
 
 /** The device as an exerciser may use it. `iova` is where `ram` begins for the device; its last MiB is the exerciser's own. */
@@ -31,7 +32,7 @@ export interface DmaExercise {
 }
 
 export interface InterruptExercise {
-  /** VFIO's index (1 MSI, 2 MSI-X of a PCI device) and the vector within it. */
+  /** VFIO's index (0 INTx, 1 MSI, 2 MSI-X of a PCI device) and the vector within it. */
   readonly index: number;
   readonly vector: number;
   /** Raises it once; returns at once. */
@@ -74,7 +75,7 @@ export interface Exerciser {
   readonly inner: InnerExercise | null;
 }
 
-export const OWN_EXERCISERS: readonly Exerciser[] = [eduExerciser, bringupExerciser];
+export const OWN_EXERCISERS: readonly Exerciser[] = [eduExerciser, bringupExerciser, mttyExerciser];
 
 /** null: none of ours knows the device. */
 export function exerciserFor(vendor: number, device: number): Exerciser | null {

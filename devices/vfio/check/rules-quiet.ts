@@ -112,6 +112,14 @@ const p2p: Rule = {
   },
 };
 
+function attempt(call: () => void): void {
+  try {
+    call();
+  } catch (error) {
+    codeOf(error);
+  }
+}
+
 /** The device's vector on an eventfd that can be taken away. */
 class Vector {
   readonly #bench: Bench;
@@ -135,8 +143,13 @@ class Vector {
   disarm(): void {
     this.#bench.device.irqs.disable(this.#interrupt.index);
   }
+  /** A line that VFIO masks when it fires stays masked until its owner says that it was dealt with. VFIO_IRQ_INFO_AUTOMASKED */
   raise(): Promise<void> {
-    return this.#interrupt.raise(this.#bench.port);
+    const interrupt = this.#interrupt;
+    const { index, vector } = interrupt;
+    const { info, irqs } = this.#bench.device;
+    if (info.irqs.find((each) => each.index === index)?.automasked) attempt(() => irqs.unmask(index, vector));
+    return interrupt.raise(this.#bench.port);
   }
   take(): number {
     return Number(this.#bench.door.eventTake(this.#fd));
@@ -150,11 +163,7 @@ class Vector {
   }
   /** A device that refuses it now is irqs.states' finding. */
   close(): void {
-    try {
-      this.disarm();
-    } catch (error) {
-      codeOf(error);
-    }
+    attempt(() => this.disarm());
     this.#bench.door.closeFd(this.#fd);
   }
 }

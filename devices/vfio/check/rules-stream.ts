@@ -107,6 +107,15 @@ const oversized: Rule = {
   },
 };
 
+/** First, middle and last: a driver may know some of it as a header, and some not at all. */
+function damagedCopies(stream: Uint8Array): { readonly what: string; readonly bytes: Uint8Array }[] {
+  return [...new Set([0, Math.floor(stream.length / 3), stream.length - 1])].map((at) => {
+    const bytes = Uint8Array.from(stream);
+    bytes[at] = (bytes[at] as number) ^ 0x5a;
+    return { what: `stream with byte ${at} of ${stream.length} changed`, bytes };
+  });
+}
+
 /** Damage is a finding only where the exerciser says that the stream has checksums. */
 async function damaged(trial: Trial, what: string, stream: Uint8Array): Promise<void> {
   const { bench } = trial;
@@ -122,11 +131,7 @@ const corrupted: Rule = {
   needs: [],
   async run(trial) {
     const stream = await goodStream(trial.bench);
-    for (const at of new Set([0, Math.floor(stream.length / 3), stream.length - 1])) {
-      const copy = Uint8Array.from(stream);
-      copy[at] = (copy[at] as number) ^ 0x5a;
-      await damaged(trial, `stream with byte ${at} of ${stream.length} changed, loaded`, copy);
-    }
+    for (const { what, bytes } of damagedCopies(stream)) await damaged(trial, `${what}, loaded`, bytes);
     if (stream.length < 64) return;
     const half = Math.floor(stream.length / 2);
     const swapped = Buffer.concat([stream.subarray(half), stream.subarray(0, half)]);
@@ -136,11 +141,19 @@ const corrupted: Rule = {
 
 const retried: Rule = {
   name: 'stream.retried',
-  title: 'a refusal stands: asking for STOP again without new data fails too',
+  title:
+    'a refusal stands: what write() refused is not loaded by STOP, and asking for STOP again without new data fails too',
   cites: MUST_FAIL,
   needs: [],
   async run({ bench, expect }) {
     const stream = await goodStream(bench);
+    for (const { what, bytes } of damagedCopies(stream)) {
+      const refused = await bench.load(bytes);
+      if (refused === null) continue;
+      // Without it the stream is incomplete, whatever was wrong with it.
+      const { error } = await bench.set(STOP);
+      expect(error !== null, `${what}, refused by write() (${refused}); SET STOP`, 'an error', 'success');
+    }
     await bench.load(stream.subarray(0, Math.floor(stream.length / 2)));
     const first = await bench.set(STOP);
     if (first.error === null) throw new Unreachable('half a stream was accepted');

@@ -84,7 +84,10 @@ class Others<B extends OpenedDevice> {
   };
 
   async close(): Promise<void> {
-    for (const bench of this.#benches.splice(0).reverse()) await bench.close();
+    for (const bench of this.#benches.splice(0).reverse()) {
+      await goHome(bench);
+      await bench.close();
+    }
   }
 }
 
@@ -113,6 +116,7 @@ export async function runOn<B extends OpenedDevice>(
     if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
     kept = ['not reachable', error.message];
   } finally {
+    await goHome(bench);
     await others.close();
     await bench.close();
   }
@@ -131,6 +135,15 @@ export async function runOn<B extends OpenedDevice>(
     notes: trial.notes,
     ms: performance.now() - begun,
   };
+}
+
+/** So that no rule begins where another one has left off, in a driver whose state survives a close: that is close.states' finding alone. */
+async function goHome(bench: OpenedDevice): Promise<void> {
+  try {
+    await bench.home();
+  } catch (error) {
+    if (!(error instanceof Unreachable || error instanceof SysError)) throw error;
+  }
 }
 
 /** What was seen before a rule could go no further counts all the same. */

@@ -98,6 +98,11 @@ export class FeatureV2 implements VfioMigrationPort {
     return this.#state;
   }
 
+  /** Asks a device that was just opened where it is: a driver may let its state outlive a close. One that does not answer counts as running. */
+  async look(): Promise<void> {
+    this.#state = (await this.#asked()) ?? 'running';
+  }
+
   /** For tests and `ferry vfio check`: the session's fd. */
   get dataFd(): number | null {
     return this.#dataFd;
@@ -241,8 +246,14 @@ export class FeatureV2 implements VfioMigrationPort {
     await this.#requery();
   }
 
-  /** A state that we do not know, or none at all, counts as ERROR: only a reset leads out of it. */
+  /** No answer counts as ERROR: only a reset leads out of it. */
   async #requery(): Promise<void> {
+    this.#state = (await this.#asked()) ?? 'error';
+    if (!isSaving(this.#state) && this.#state !== 'resuming') this.endSession();
+  }
+
+  /** A state that we do not know counts as ERROR, too; null: no answer. */
+  async #asked(): Promise<VfioState | null> {
     const arg = featureArg(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, 'get', vfio_device_feature_mig_state.size);
     try {
       await within(callFeature(this.#on, 'GET MIG_DEVICE_STATE', arg), {
@@ -250,11 +261,10 @@ export class FeatureV2 implements VfioMigrationPort {
         what: `${this.#name}: asking for its state`,
       });
       const number = arg.view.getUint32(FEATURE_DATA + vfio_device_feature_mig_state.device_state, true);
-      this.#state = stateOf(number) ?? 'error';
+      return stateOf(number) ?? 'error';
     } catch {
-      this.#state = 'error';
+      return null;
     }
-    if (!isSaving(this.#state) && this.#state !== 'resuming') this.endSession();
   }
 
   #session(): number {

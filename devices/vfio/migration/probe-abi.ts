@@ -81,7 +81,7 @@ class AbiProbe {
       this.facts.push('migration is off by x-migration-abi=off');
       return null;
     }
-    const v2 = this.#v2();
+    const v2 = await this.#v2();
     if (v2 !== null && this.#wants('v2')) return { port: v2, close: () => undefined };
     if (this.#wish.abi === 'v2') return null;
     const info = readDeviceInfo(this.#host.door, this.#host.fd);
@@ -102,7 +102,7 @@ class AbiProbe {
     return this.#wish.abi === 'auto' || this.#wish.abi === abi;
   }
 
-  #v2(): VfioMigrationPort | null {
+  async #v2(): Promise<VfioMigrationPort | null> {
     const { door, fd, name } = this.#host;
     const has = probeFeature({ door, fd }, VFIO_DEVICE_FEATURE_MIGRATION, 'get');
     const port = has ? openFeatureV2(door, fd, name) : null;
@@ -111,6 +111,7 @@ class AbiProbe {
         ? 'it has no VFIO_DEVICE_FEATURE_MIGRATION'
         : `it has VFIO_DEVICE_FEATURE_MIGRATION${port === null ? ', without STOP_COPY' : ''}`,
     );
+    await port?.look();
     return port;
   }
 

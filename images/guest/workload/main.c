@@ -89,7 +89,7 @@ static void copy_word(char *into, size_t size, const char *value) {
 
 static void read_options(void) {
   static char line[4096];
-  options = (struct options){"workload", "poweroff", 50, 1000, 20, 4 << 20, 32 << 20, 32, 0, 512, 1, 1, 0};
+  options = (struct options){"workload", "poweroff", 50, 1000, 20, 4 << 20, 32 << 20, 32, 0, 512, 1, 1, 0, 0};
   if (read_text("/proc/cmdline", line, sizeof line) < 0) return;
   for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n")) {
     char *value = strchr(word, '=');
@@ -108,6 +108,7 @@ static void read_options(void) {
     if (!strcmp(word, "seed")) options.seed = number(value);
     if (!strcmp(word, "edu")) options.edu = number(value);
     if (!strcmp(word, "bringup")) options.bringup = number(value);
+    if (!strcmp(word, "mtty")) options.mtty = number(value);
   }
   if (options.tick_ms == 0) options.tick_ms = 50;
 }

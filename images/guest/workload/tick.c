@@ -23,11 +23,14 @@ static unsigned long get(atomic_ulong *c) { return atomic_load(c); }
 
 static void say_counters(const char *word) {
   struct counters *c = &counters;
+  char serial[80] = "";
+  if (options.mtty)
+    snprintf(serial, sizeof serial, " serialBytes=%lu serialErrors=%lu", get(&c->serial_bytes), get(&c->serial_errors));
   say("%s n=%lu memoryChecks=%lu memoryErrors=%lu memoryLaps=%lu dmas=%lu dmaChecks=%lu dmaErrors=%lu irqs=%lu irqErrors=%lu "
-      "regChecks=%lu regErrors=%lu clockReads=%lu clockBack=%lu dmaBytes=%lu",
+      "regChecks=%lu regErrors=%lu clockReads=%lu clockBack=%lu dmaBytes=%lu%s",
       word, ticks, get(&c->memory_checks), get(&c->memory_errors), get(&c->memory_laps), get(&c->dmas), get(&c->dma_checks),
       get(&c->dma_errors), get(&c->irqs), get(&c->irq_errors), get(&c->reg_checks), get(&c->reg_errors), get(&c->clock_reads),
-      get(&c->clock_back), get(&c->dma_bytes));
+      get(&c->clock_back), get(&c->dma_bytes), serial);
 }
 
 static void verdict(void) {
@@ -36,7 +39,8 @@ static void verdict(void) {
   edu_verify_ring();
   bringup_verify_ring();
   struct counters *c = &counters;
-  int ok = !(get(&c->memory_errors) | get(&c->dma_errors) | get(&c->irq_errors) | get(&c->reg_errors) | get(&c->clock_back));
+  int ok = !(get(&c->memory_errors) | get(&c->dma_errors) | get(&c->irq_errors) | get(&c->reg_errors) | get(&c->clock_back) |
+             get(&c->serial_errors));
   say_counters(ok ? "verdict ok=1" : "verdict ok=0");
 }
 
@@ -81,6 +85,7 @@ void tick_run(void) {
   clock_start();
   if (options.edu && edu_start() < 0) say("note there is no edu device: no DMA, no interrupts");
   if (options.bringup && bringup_start() < 0) say("error kind=start text=no-vfio-bringup-or-no-driver-for-it");
+  if (options.mtty && mtty_start() < 0) say("error kind=start text=no-mtty-or-no-serial-port-of-it");
   uint64_t start = now_ns(), next = start;
   unsigned long stat_every = options.tick_ms < options.stat_ms ? options.stat_ms / options.tick_ms : 1;
   while (!end_wanted && (!options.duration_s || now_ns() - start < options.duration_s * 1000000000ull)) {

@@ -24,6 +24,7 @@ struct options {
   unsigned seed;         /* seed= */
   int edu;               /* edu=0: leave the device alone */
   int bringup;           /* bringup=1: drive vfio-bringup; 2: also one that is reset or away under us */
+  int mtty;              /* mtty=1: drive mtty's serial port */
 };
 
 /* Counted by the threads, printed by the ticker alone. */
@@ -33,6 +34,7 @@ struct counters {
   atomic_ulong irqs, irq_errors;
   atomic_ulong reg_checks, reg_errors;
   atomic_ulong clock_reads, clock_back;
+  atomic_ulong serial_bytes, serial_errors;
 };
 
 extern struct options options;
@@ -63,6 +65,7 @@ void edu_verify_ring(void);
 void expect_register(const char *name, uint64_t want, uint64_t found);
 int bringup_start(void);         /* bringup.c: 0, or -1 without such a device */
 void bringup_verify_ring(void);
+int mtty_start(void);            /* mtty.c: 0, or -1 without such a port */
 void nvme_run(void);             /* nvme.c */
 extern atomic_uint writer_pause; /* raised while somebody else verifies */
 #endif

@@ -7,6 +7,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { type ExerciserPort, exerciserFor, guarded, loadExerciser } from '../../../devices/vfio/check/exerciser.ts';
 import { Unreachable } from '../../../devices/vfio/check/rule.ts';
 import { kvmNode } from '../../../native/addon.ts';
+import { type FakeUart, uartPort } from '../../fakes/uart-port.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'ferry-exerciser-'));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -86,6 +87,7 @@ describe('our exercisers', () => {
   it('are chosen by vendor and device id', () => {
     expect(exerciserFor(0x1234, 0x11e8)?.name).toBe('edu');
     expect(exerciserFor(0x1234, 0xfe01)?.name).toBe('vfio-bringup');
+    expect(exerciserFor(0x4348, 0x3253)?.name).toBe('mtty');
     expect(exerciserFor(0x8086, 0x10d3)).toBeNull();
   });
 
@@ -115,5 +117,45 @@ describe('our exercisers', () => {
     const words = new DataView(dma.pattern(0, 16).buffer);
     expect(words.getBigUint64(0, true)).toBe(0n);
     expect(words.getBigUint64(8, true)).toBe(0x5692161d100b05e5n);
+  });
+
+  it.each([1, 2] as const)(
+    'mtty with %i ports: hashing changes nothing, and each part of the state shows',
+    async (count) => {
+      const port = uartPort(count);
+      const { mutate, hash } = exerciserFor(0x4348, 0x3253)!.inner!;
+      const hashes = new Set([await hash(port)]);
+      for (const seed of [5, 7, 9, 33]) {
+        await mutate(port, seed);
+        const before = structuredClone(port.uarts);
+        hashes.add(await hash(port));
+        expect(port.uarts).toEqual(before);
+      }
+      expect(hashes.size).toBe(5);
+      const changes: readonly ((uart: FakeUart) => void)[] = [
+        (uart) => uart.fifo.pop(),
+        (uart) => uart.fifo.reverse(),
+        (uart) => (uart.ier ^= 1),
+        (uart) => (uart.scratch ^= 0x80),
+        (uart) => (uart.mcr ^= 0x20),
+        (uart) => (uart.divisor ^= 0x100),
+        (uart) => (uart.lcr ^= 0x80),
+        (uart) => (uart.overrun = true),
+      ];
+      for (const change of changes) {
+        const last = await hash(port);
+        change(port.uarts.at(-1) as FakeUart);
+        expect(await hash(port), String(change)).not.toBe(last);
+      }
+    },
+  );
+
+  it('mtty: raises the interrupt of its empty transmitter once, whatever state it is in', async () => {
+    const port = uartPort(2);
+    const { inner, interrupt } = exerciserFor(0x4348, 0x3253)!;
+    await inner!.mutate(port, 5);
+    await interrupt!.raise(port);
+    await interrupt!.raise(port);
+    expect(port.uarts.map(({ raised }) => raised)).toEqual([2, 0]);
   });
 });

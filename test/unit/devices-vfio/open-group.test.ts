@@ -31,6 +31,32 @@ const message = (bdf = BDF) =>
     (error: Error) => error.message,
   );
 
+describe('a device that its last user left elsewhere than in RUNNING', () => {
+  beforeEach(() => {
+    tree.device(BDF, 4, 'vfio-pci');
+  });
+
+  it.each([
+    ['STOP', 1, 'VFIO_DEVICE_FEATURE(MIG_DEVICE_STATE=RUNNING)'],
+    ['STOP_COPY', 3, 'VFIO_DEVICE_FEATURE(MIG_DEVICE_STATE=RUNNING)'],
+    ['RESUMING', 4, 'VFIO_DEVICE_RESET'],
+    ['ERROR', 0, 'VFIO_DEVICE_RESET'],
+  ])('%s: runs again before it is used', async (_name, state, how) => {
+    kernel.migration = { ...migratable(), state };
+    const { migration } = await container.open(BDF);
+    expect(migration?.state).toBe('running');
+    const changes = kernel.names.filter((name) => /MIG_DEVICE_STATE=|RESET/.test(name));
+    expect(changes).toEqual([how]);
+  });
+
+  it('and does not come back is not taken: one line', async () => {
+    kernel.migration = { ...migratable(), state: 4 };
+    kernel.answers.set('VFIO_DEVICE_RESET', EINVAL);
+    expect(await message()).toMatch(/^0000:65:00.0 was left in RESUMING by its last user.*EINVAL.*bind it again/);
+    expect(host.groupFds).toEqual([]);
+  });
+});
+
 describe('a device that cannot be opened', () => {
   it('is not there, has no IOMMU, or is bound to another driver: the exact command is named', async () => {
     expect(await message()).toMatch(/no PCI device 0000:65:00.0 on this host/);

@@ -290,6 +290,24 @@ describe('MSI and INTx', () => {
     expect(fake.calls.at(-1)).toBe('irq 0 unmask 0');
   });
 
+  it("there, what the guest has acknowledged is unmasked before its next access to the device's ports, and only once", () => {
+    const fake = new FakeVfio({ config: fakeConfig({ bars: [1] }), regions: [bar(0, 8, [])], irqs: [irq(0, 1)] });
+    fake.irqs.refuseUnmaskBy = true;
+    const host = new FakeHost(sizedRam(1 << 20));
+    const parts = { host, id: 'dev0', transport: fake, mmap: true, dirty: new AllOfRam([]), closed: () => {} };
+    const device = new VfioPciFunction({ ...parts, live: () => new Immovable('') });
+    device.attached({ bus: 0, slot: 1, function: 0, gsi: 17 });
+    device.writeConfig(0x10, 4, 0x1000);
+    device.writeConfig(4, 2, 0x0001);
+    const ports = host.regionAt(0x1000)!;
+    fake.calls.length = 0;
+    ports.write(1, 1, 2);
+    host.irq.levels[0]!.acknowledged = true;
+    ports.write(1, 1, 3);
+    ports.write(1, 1, 4);
+    expect(fake.calls).toEqual(['write 0+0x1=02', 'irq 0 unmask 0', 'write 0+0x1=03', 'write 0+0x1=04']);
+  });
+
   it('after a pause INTx is unmasked: what the line lost on the way comes again from the device', () => {
     const { fake, host, device } = made();
     device.interrupts.detach();

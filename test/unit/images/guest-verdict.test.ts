@@ -30,6 +30,12 @@ describe('verdict over the consoles of a moved guest', () => {
     ];
     expect(judge(moved).consoles.map(({ dmaBytes }) => dmaBytes)).toEqual([7, 2]);
     expect(faultsOf(judge(moved), { edu: false, bringup: true })).toEqual([]);
+    const serial = (bytes: number, errors: number) => `clockBack=0 serialBytes=${bytes} serialErrors=${errors}`;
+    const idle = [source.replace('clockBack=0', serial(7, 0)), destination.replace('clockBack=0', serial(7, 1))];
+    expect(faultsOf(judge(idle), { edu: false, mtty: true })).toEqual([
+      'serialErrors is 1',
+      'serialBytes stayed 0 on console 2',
+    ]);
   });
 
   test.each([
