@@ -151,8 +151,8 @@ export interface Channel {
   /** data fd -> channel: per read() of at most 1 MiB one record: `tag` u64 BE, length u64 BE, bytes. */
   pumpFrom(fd: number, budget: number, tag: bigint): Promise<{ bytes: number; end: 'more' | 'drained' | 'end' }>;
   /** channel -> data fd, `length` bytes. Rejects with SysError('write(data fd)') when the driver refuses; the channel's bytes are consumed.
-   *  `following`: then the bytes of the records of that tag that have arrived right behind, up to `budget` bytes in all; what is none is not
-   *  read. Resolves with the bytes that went into the fd. */
+   *  `following`: then the bytes of the records of that tag that arrive right behind (5 ms at most), up to `budget` bytes in all; what is
+   *  none is not read. Resolves with the bytes that went into the fd. */
   pumpTo(fd: number, length: number, following?: { tag: bigint; budget: number }): Promise<number>;
   /** pieces -> channel as one record (`tag` u64 BE, length of all u64 BE, bytes). A refused pread is SysError
    *  'pread(device region)': the channel goes on when all fd pieces take at most 1 MiB (they are read first), else its record had begun and

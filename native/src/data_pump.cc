@@ -16,6 +16,8 @@ namespace {
 
 /** Of one write into a data fd: it is written while it is in the 2nd-level cache. */
 constexpr size_t kWrite = 512 * 1024;
+/** What follows may be this much later: on a busy host, JS would not be awake earlier. */
+constexpr int64_t kSoonNs = 5'000'000;
 constexpr char kSending[] = "sending device data";
 constexpr char kReading[] = "reading device data";
 
@@ -38,13 +40,18 @@ Failure WriteAll(const Connection& connection, const DataFd& data, const uint8_t
   return {};
 }
 
-/** The length of a record of that tag that has arrived, when it is from 1 to `most`; 0: whatever comes is left where it is. */
+/**
+ * The length of a record of that tag that has arrived, when it is from 1 to `most`; 0: whatever comes is left where it is. Another tag, which
+ * ends a section, is not waited behind.
+ */
 uint64_t TakeHead(RxWire& wire, uint64_t tag, uint64_t most) {
   uint64_t head[2];
-  if (!wire.Arrived(sizeof head)) return 0;
+  if (!wire.Arrived(sizeof head[0], kSoonNs)) return 0;
+  memcpy(head, wire.data(), sizeof head[0]);
+  if (be64toh(head[0]) != tag || !wire.Arrived(sizeof head, kSoonNs)) return 0;
   memcpy(head, wire.data(), sizeof head);
   uint64_t length = be64toh(head[1]);
-  if (be64toh(head[0]) != tag || length > most || length == 0) return 0;
+  if (length > most || length == 0) return 0;
   wire.Account(head, sizeof head);
   wire.Skip(sizeof head);
   return length;
@@ -100,9 +107,9 @@ Failure PumpTo(RxWire& wire, const DataFd& data, uint64_t length) {
     size_t part = std::min<uint64_t>(length, kWrite);
     Failure failure = wire.Need(part, kReading);
     if (!failure.ok()) return failure;
+    wire.Account(wire.data(), part);
     if (refused.ok()) refused = WriteAll(wire.connection(), data, wire.data(), part);
     if (wire.connection().aborted()) return Failure::Sys("channel", ECANCELED);
-    wire.Account(wire.data(), part);
     wire.Skip(part);
     length -= part;
   }

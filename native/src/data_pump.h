@@ -46,7 +46,7 @@ struct Following {
   uint64_t budget = 0;
 };
 
-/** The same, and the records that have arrived right behind: no thread need be woken for each. `pumped`: bytes of data, without heads. */
+/** The same, and the records that arrive right behind (5 ms at most): no thread need be woken for each. `pumped`: bytes of data. */
 Failure PumpRunTo(RxWire& wire, const DataFd& data, uint64_t length, const Following& following, uint64_t& pumped);
 
 }  // namespace ferry

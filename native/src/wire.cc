@@ -243,14 +243,19 @@ Failure RxWire::Need(size_t length, const char* doing) {
   return {};
 }
 
-bool RxWire::Arrived(size_t length) {
-  if (available() >= length) return true;
-  if (connection_.aborted()) return false;
-  MakeRoom(length);
+void RxWire::TakeArrived() {
   ssize_t came = TryReceive(buffer_.get() + end_, Room());
   // Whoever waits for these bytes is told: an end of the stream comes again, an error does not.
   if (came < 0 && errno != EAGAIN && errno != EINTR) connection_.Remember(errno);
   if (came > 0) end_ += came;
+}
+
+bool RxWire::Arrived(size_t length, int64_t withinNs) {
+  if (available() >= length) return true;
+  if (connection_.aborted()) return false;
+  MakeRoom(length);
+  TakeArrived();
+  if (available() < length && connection_.Wait(connection_.fd, POLLIN, withinNs)) TakeArrived();
   return available() >= length;
 }
 

@@ -114,8 +114,8 @@ class RxWire : public Direction {
   }
   /** At least `length` (<= kMost) bytes are there. May move what is buffered. */
   Failure Need(size_t length, const char* doing);
-  /** Whether `length` (<= kMost) bytes are there without waiting; takes what has arrived. May move what is buffered. */
-  bool Arrived(size_t length);
+  /** Whether `length` (<= kMost) bytes are there, or something comes within `withinNs` and they are. May move what is buffered. */
+  bool Arrived(size_t length, int64_t withinNs);
   /** Exactly `length` bytes, accounted. */
   Failure Read(uint8_t* into, size_t length, const char* doing);
   /** From the buffer alone, accounted; false when it holds less. */
@@ -126,6 +126,7 @@ class RxWire : public Direction {
   static constexpr size_t kAhead = 64 * 1024;
   static constexpr size_t kCapacity = kMost + kAhead;
   ssize_t TryReceive(void* into, size_t room);
+  void TakeArrived();
   Failure Receive(void* into, size_t room, size_t& got, const char* doing);
   /** Room behind what is buffered, for as much as is missing for `length`. */
   void MakeRoom(size_t length);
