@@ -1,9 +1,15 @@
-// A small QMP client: what `ferry migrate` and `ferry status` speak to a running Ferry (or QEMU). One command at a time.
+// A small QMP client: what `ferry migrate` and `ferry status` speak to a running Ferry (or QEMU). Answers come in the order of the commands, of
+// which several may be under way: Ctrl-C cancels while a query waits for its answer.
 import { connect, type Socket } from 'node:net';
 import { VmmError } from '../native/errno.ts';
 import type { QmpEvent } from './events.ts';
 import { JsonStream } from './json-stream.ts';
 import { QmpError, type QmpErrorClass } from './qmp-schema.ts';
+
+interface Pending {
+  resolve(reply: Reply): void;
+  reject(error: Error): void;
+}
 
 interface Reply {
   readonly return?: unknown;
@@ -15,7 +21,7 @@ interface Reply {
 export class QmpClient {
   readonly #socket: Socket;
   readonly #stream = new JsonStream();
-  #pending: { resolve(reply: Reply): void; reject(error: Error): void } | null = null;
+  readonly #pending: Pending[] = [];
   #onEvent: (event: QmpEvent) => void = () => {};
   #closed = false;
 
@@ -26,10 +32,8 @@ export class QmpClient {
     });
     const lost = () => {
       this.#closed = true;
-      this.#pending?.reject(
-        new VmmError('control', 'the control socket was closed: the process has ended', { exitCode: 1 }),
-      );
-      this.#pending = null;
+      const ended = new VmmError('control', 'the control socket was closed: the process has ended', { exitCode: 1 });
+      for (const { reject } of this.#pending.splice(0)) reject(ended);
     };
     socket.on('close', lost);
     socket.on('error', () => socket.destroy());
@@ -80,17 +84,13 @@ export class QmpClient {
   #next(): Promise<Reply> {
     if (this.#closed) return Promise.reject(new VmmError('control', 'the control socket is closed', { exitCode: 1 }));
     return new Promise((resolve, reject) => {
-      this.#pending = { resolve, reject };
+      this.#pending.push({ resolve, reject });
     });
   }
 
   #take(message: Reply): void {
     if (message.event !== undefined) this.#onEvent(message as QmpEvent);
-    else {
-      const pending = this.#pending;
-      this.#pending = null;
-      pending?.resolve(message);
-    }
+    else this.#pending.shift()?.resolve(message);
   }
 
   close(): void {

@@ -219,6 +219,20 @@ describe('migration', () => {
     client.close();
   });
 
+  it('a command that is sent while another waits for its answer takes nothing from it: Ctrl-C during a query', async () => {
+    const client = await QmpClient.connect(path);
+    await client.execute('migrate', { uri: 'tcp:h:1' });
+    const [before, cancelled, after] = await Promise.all(
+      ['query-migrate', 'migrate_cancel', 'query-migrate'].map((command) => client.execute(command)),
+    );
+    expect(before).toMatchObject({ status: 'setup' });
+    expect(cancelled).toEqual({});
+    expect(after).toMatchObject({ status: 'cancelling' });
+    const waiting = [client.execute('query-status'), client.execute('query-status')];
+    client.close();
+    for (const each of waiting) await expect(each).rejects.toThrow('the control socket was closed');
+  });
+
   it('a peer that does not answer is told by query-migrate, not by the command', async () => {
     door.refuse = new Error("Failed to connect to '127.0.0.1:1': Connection refused");
     const client = await QmpClient.connect(path);
