@@ -18,8 +18,8 @@ namespace {
 
 /** The longest that one callback keeps the event loop; main-job.md: the JS thread never holds a slice much above 1 ms. */
 constexpr uint64_t kSliceNs = 1'000'000;
-/** How often posted writes are replayed while they keep coming and nothing else happens. */
-constexpr uint64_t kDrainMs = 1;
+/** How often posted writes are replayed while they keep coming and nothing else happens. Each time is a wake-up of the JS thread. */
+constexpr uint64_t kDrainMs = 4;
 
 void CpuRelax() { __builtin_ia32_pause(); }
 

@@ -53,16 +53,21 @@ describe('transmitting', () => {
     expect(text()).toBe('hello\n');
   });
 
-  it('hands over without being asked, in the next turn of the loop', async () => {
+  it('hands over without being asked: a line in the next turn of the loop, what is none in one run soon after', async () => {
     const host = fakeHost();
     const runs: string[] = [];
     const out = (bytes: Uint8Array) => runs.push(Buffer.from(bytes).toString());
     const serial = new Serial({ id: 's', bus: host.bus, base: BASE, line: host.irq.line(4), out, log: host.log });
-    host.bus.out(DATA, 0x61);
-    host.bus.out(DATA, 0x62);
+    for (const c of 'ab\n') host.bus.out(DATA, c.charCodeAt(0));
     expect(runs).toEqual([]);
     await new Promise((resolve) => setImmediate(resolve));
-    expect(runs).toEqual(['ab']);
+    expect(runs).toEqual(['ab\n']);
+    for (const c of '$ ') {
+      host.bus.out(DATA, c.charCodeAt(0));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect(runs).toEqual(['ab\n']);
+    await expect.poll(() => runs).toEqual(['ab\n', '$ ']);
     serial.close();
   });
 
