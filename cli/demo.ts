@@ -52,6 +52,8 @@ function watchSignals(): { readonly aborted: Promise<never>; stop(): void } {
   return {
     aborted,
     stop: () => {
+      // The second of one Ctrl-C may come when all is cleaned up and before it is said.
+      if (first !== null) return;
       for (const name of names) process.off(name, handler);
     },
   };

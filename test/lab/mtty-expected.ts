@@ -73,6 +73,8 @@ export const NOT_OF_MTTY: readonly string[] = [
   'not reachable: reset.clean',
   'not reachable: error.recovery',
   ...['works', 'dma', 'p2p', 'inside', 'unmapped'].map((rule) => `not exercised: quiet.${rule}`),
+  // Nobody named a second device.
+  ...['stream.into-second', 'stream.other-size', 'quiet.peer'].map((rule) => `not exercised: ${rule}`),
   ...['writes', 'page-size', 'every-range', 'report-range', 'race', 'last-write'].map(
     (rule) => `not exercised: log.${rule}`,
   ),
