@@ -100,6 +100,7 @@ void Connection::HalfClose() {
 
 int Connection::Remember(int err) {
   int before = 0;
+  if (err == EPIPE) piped_.store(true, std::memory_order_release);
   if (err != EPIPE) lost_.compare_exchange_strong(before, err, std::memory_order_acq_rel);
   else before = lost_.load(std::memory_order_acquire);
   return before != 0 ? before : err;
@@ -116,7 +117,8 @@ int Connection::WhyEnded() const {
     if (lost != 0) return lost;
     if (!Wait(-1, 0, kWordNs / 20)) break;
   }
-  return ECONNABORTED;
+  // A reset after the peer's FIN is told as EPIPE, once (net/ipv4/tcp_input.c, tcp_reset).
+  return piped_.load(std::memory_order_acquire) ? EPIPE : ECONNABORTED;
 }
 
 bool Connection::Wait(int other, short events, int64_t timeoutNs) const {
@@ -142,7 +144,10 @@ Failure TxWire::Send(iovec* vectors, size_t count, const char* doing) {
       int err = errno;
       if (connection_.aborted()) return Failure::Sys("channel", ECANCELED);
       if (err == EINTR) continue;
-      if (err == EPIPE) connection_.WhyEnded();  // which waits for the other direction to note what it was told
+      if (err == EPIPE) {
+        connection_.Remember(err);
+        connection_.WhyEnded();  // which waits for the other direction to note what it was told
+      }
       if (err != EAGAIN) return Broken(connection_.Remember(err), doing);
       connection_.Wait(connection_.fd, POLLOUT);
       continue;

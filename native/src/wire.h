@@ -62,6 +62,8 @@ class Connection {
   bool pipe_ = false;
   std::atomic<bool> half_closed_{false};
   std::atomic<int> lost_{0};
+  /** A write was told EPIPE. */
+  std::atomic<bool> piped_{false};
   std::atomic<bool> aborted_{false};
   std::atomic<int> users_{1};
 };

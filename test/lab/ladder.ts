@@ -1,6 +1,7 @@
 // Climbs a fault ladder with one guest in a pair of lab hosts: each fault is a move that fails, after which the guest is where it was, and
 // at work. Used by bringup.pair.test.ts.
 import { expect } from 'vitest';
+import type { ConsoleLog } from '../../cli/demo-console.ts';
 import { judge } from '../../images/guest/verdict.ts';
 import type { BringupDevices } from './bringup-devices.ts';
 import { expectFailed, type FaultBench } from './fault-bench.ts';
@@ -79,32 +80,37 @@ export class Ladder {
   /** No tick is lost and nothing is wrong but what the driver has met; `atWork`: DMA and interrupts go on. */
   async #goesOn(met: string | null, atWork: boolean): Promise<void> {
     const { bench, lives } = this.#climber;
-    const { console } = this.#source;
     if (met !== null) this.#met.push(met);
     this.#next = this.#receive();
     this.#next.catch(() => undefined);
     expect(await bench.status(this.#source)).toEqual({ status: 'running', migration: 'failed' });
-    await console.until(
+    await this.#until(
       `the driver's note of ${met}`,
       ({ text }) => (text.match(/^note kind=bringup/gm) ?? []).length >= this.#notesHere(),
-      BOOT_LIMIT_MS,
     );
     const look = () => judge(lives.map((life) => life.console.text));
     await this.#stat();
     const before = look();
     if (atWork) {
-      await console.until(
-        'DMA and interrupts after a failed move',
-        () => {
-          const now = look();
-          return now.ticks > before.ticks && now.dmaBytes > before.dmaBytes && now.irqs > before.irqs;
-        },
-        BOOT_LIMIT_MS,
-      );
+      await this.#until('DMA and interrupts after a failed move', () => {
+        const now = look();
+        return now.ticks > before.ticks && now.dmaBytes > before.dmaBytes && now.irqs > before.irqs;
+      });
     } else await bench.pair.runsOn(this.#source, 1);
     const { lostTicks, errors } = look();
     expect({ lostTicks, errors }).toEqual({ lostTicks: 0, errors: [] });
     expect(notesOf(lives)).toEqual(this.#met);
+  }
+
+  /** A guest that does not do it is heard once more. */
+  async #until(what: string, done: (log: ConsoleLog) => boolean): Promise<void> {
+    const { console, stderr } = this.#source;
+    try {
+      await console.until(what, done, BOOT_LIMIT_MS);
+    } catch (cause) {
+      const said = `${(cause as Error).message}; the guest: ${console.text.slice(-2500)}; its ferry: ${stderr()}`;
+      throw new Error(said, { cause });
+    }
   }
 
   #notesHere(): number {

@@ -1,7 +1,7 @@
 // Channel: bytes in order, both directions, what abort() and a peer that goes away do. Contract: native/addon.ts, Channel.
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import { kvmNode } from '../../../native/addon.ts';
+import { type Channel, kvmNode } from '../../../native/addon.ts';
 import { StreamError, SysError } from '../../../native/errno.ts';
 import { concat, crc32c, PAGE, pair, socketFds } from './channel-pair.ts';
 
@@ -263,20 +263,28 @@ describe('life', () => {
   });
 });
 
+/** A channel by TCP and its peer. */
+async function toPeer(): Promise<{ channel: Channel; socket: Socket; close(): void }> {
+  let accepted: ((socket: Socket) => void) | null = null;
+  const peer = new Promise<Socket>((resolve) => {
+    accepted = resolve;
+  });
+  const server = createServer({ pauseOnConnect: true }, (socket) => accepted!(socket));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  const channel = kvm.channel(await kvm.connect({ family: 'inet', host: '127.0.0.1', port, path: '' }, 5000));
+  const close = () => {
+    channel.abort();
+    server.close();
+  };
+  return { channel, socket: await peer, close };
+}
+
 describe('an error of the connection', () => {
   it('is told by both directions, though the kernel tells it once: neither calls it an end of the stream', async () => {
     // scripts/sanitize.mjs sets FERRY_TEST_SMALL: it looks at the memory and the threads, not at which direction is told first.
     for (let turn = 0; turn < (process.env['FERRY_TEST_SMALL'] ? 5 : 20); turn++) {
-      let accepted: ((socket: Socket) => void) | null = null;
-      const peer = new Promise<Socket>((resolve) => {
-        accepted = resolve;
-      });
-      const server = createServer({ pauseOnConnect: true }, (socket) => accepted!(socket));
-      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-      const { port } = server.address() as AddressInfo;
-      const fd = await kvm.connect({ family: 'inet', host: '127.0.0.1', port, path: '' }, 5000);
-      const channel = kvm.channel(fd);
-      const socket = await peer;
+      const { channel, socket, close } = await toPeer();
       // More than the socket's buffers hold: the tx thread waits in it as the rx thread does for its byte.
       const writing = caught(channel.write(new Uint8Array(16 << 20)));
       const reading = caught(channel.read(1));
@@ -285,8 +293,18 @@ describe('an error of the connection', () => {
       for (const error of await Promise.all([writing, reading])) {
         expect(String(error), `turn ${turn}`).toMatch(/the connection broke .*: the peer went away \(ECONNRESET\)/);
       }
-      channel.abort();
-      server.close();
+      close();
     }
+  });
+
+  it('comes behind the good-bye of a peer: a process that was killed with bytes unread', async () => {
+    const { channel, socket, close } = await toPeer();
+    const writing = caught(channel.write(new Uint8Array(16 << 20)));
+    socket.end();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    socket.resetAndDestroy();
+    expect(String(await writing)).toMatch(/the connection broke .*: the peer went away \(EPIPE\)/);
+    expect(String(await caught(channel.read(1)))).toMatch(/the connection broke .*: the peer went away \(EPIPE\)/);
+    close();
   });
 });
