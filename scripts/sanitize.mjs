@@ -41,6 +41,7 @@ const TESTS = [
     .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-|ioctl|channel|socket|tracer).*\.test\.ts$/.test(file))
     .map((file) => `test/unit/native/${file}`),
   'test/kvm/native-vcpu-loop.test.ts',
+  'test/kvm/native-vcpu-pause.test.ts',
 ];
 
 /** Of TESTS, what this variant can find something in. */

@@ -10,33 +10,28 @@ import type { PeerBar } from './place.ts';
 import { type Rule, type Trial, Unreachable } from './rule.ts';
 import { dmaOf } from './rules-quiet.ts';
 import { goodStream, hashOfLoaded, MUST_FAIL, tryLoad } from './rules-stream.ts';
+import { loadIntoSecond, loadOtherSize } from './second-device.ts';
 
 const PAGE = 4096;
 
-const nameOf = (bench: Bench) => bench.host.place.name;
+async function saved(bench: Bench): Promise<Uint8Array> {
+  const stream = await (await bench.session(STOP_COPY)).readToEnd();
+  await bench.home();
+  return stream;
+}
+
+async function hashThere(bench: Bench, stream: Uint8Array): Promise<string> {
+  const { inner } = bench.exerciser;
+  if (inner === null) throw new Unreachable('the exerciser has no inner state');
+  return hashOfLoaded(bench, inner, stream);
+}
 
 const intoSecond: Rule = {
   name: 'stream.into-second',
   title: 'a second device takes the stream and has all of the internal state; both run on, each for itself',
   cites: 'should be taken from the data transfer output of a single FD during saving from a compatible device',
   needs: ['inner', 'second', 'same-kind'],
-  async run({ bench, beside, expect }) {
-    const second = beside('second');
-    const [inner, other] = [bench.exerciser.inner, second.exerciser.inner];
-    if (inner === null || other === null) return;
-    await inner.mutate(bench.port, 5);
-    const before = await inner.hash(bench.port);
-    const stream = await (await bench.session(STOP_COPY)).readToEnd();
-    await bench.home();
-    if ((await hashOfLoaded(bench, inner, stream)) !== before) {
-      throw new Unreachable('the device does not take its own stream, or is another then');
-    }
-    const after = await hashOfLoaded(second, other, stream);
-    expect(after === before, `saved, loaded into ${nameOf(second)}; hash of its internal state`, before, after);
-    await other.mutate(second.port, 7);
-    const kept = await inner.hash(bench.port);
-    expect(kept === before, `${nameOf(second)} changed after it had loaded; hash of the first device`, before, kept);
-  },
+  run: (trial) => loadIntoSecond(trial, saved, hashThere),
 };
 
 const otherSize: Rule = {
@@ -44,21 +39,10 @@ const otherSize: Rule = {
   title: 'a device of another size refuses the stream, at the latest when RESUMING is left; and the other way round',
   cites: MUST_FAIL,
   needs: ['other-size'],
-  async run({ bench, beside, expect }) {
-    const other = beside('other-size');
-    const streams = [await goodStream(bench), await goodStream(other)] as const;
-    const sizes = streams.map(({ length }) => length);
-    for (const [from, into, stream] of [
-      [bench, other, streams[0]],
-      [other, bench, streams[1]],
-    ] as const) {
-      const refused = await tryLoad(into, stream);
-      const own = sizes.find((_, i) => streams[i] !== stream);
-      const did = `stream of ${nameOf(from)} (${stream.length} bytes) loaded into ${nameOf(into)} (its own: ${own})`;
-      expect(refused !== null, did, 'refused', 'accepted');
-      await into.home();
-    }
-  },
+  run: (trial) =>
+    loadOtherSize(trial, goodStream, tryLoad, (from, into) =>
+      trial.finding(`stream of ${from} loaded into ${into}, of another size`, 'refused', 'accepted'),
+    ),
 };
 
 /** The second device's target, where the first one can reach it by DMA. */

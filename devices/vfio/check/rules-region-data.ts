@@ -2,6 +2,7 @@
 // linux/vfio.h of Linux 5.8 and of the patch of July 2019, of the part that both have.
 import { bitsName, PRE_COPY, type RegionBench, RUNNING, STOP_AND_COPY, STOPPED } from './bench-region.ts';
 import { type Rule, type Trial, Unreachable } from './rule.ts';
+import { loadIntoSecond, loadOtherSize } from './second-device.ts';
 
 type RegionRule = Rule<RegionBench>;
 
@@ -265,21 +266,7 @@ const intoSecond: RegionRule = {
   title: 'a second device takes the chunks and has all of the internal state; both run on, each for itself',
   cites: 'should use the device state data received through the migration region to resume the device',
   needs: ['inner', 'second', 'same-kind'],
-  async run({ bench, beside, expect }) {
-    const second = beside('second');
-    const [inner, other] = [bench.exerciser.inner, second.exerciser.inner];
-    if (inner === null || other === null) return;
-    await inner.mutate(bench.port, 5);
-    const before = await inner.hash(bench.port);
-    const chunks = await bench.save();
-    if ((await hashOfLoaded(bench, chunks)) !== before) throw new Unreachable('what it saved is not all of its state');
-    const name = second.host.place.name;
-    const after = await tryHash(second, chunks);
-    expect(after === before, `saved, loaded into ${name}; hash of its internal state`, before, after);
-    await other.mutate(second.port, 7);
-    const kept = await inner.hash(bench.port);
-    expect(kept === before, `${name} changed after it had loaded; hash of the first device`, before, kept);
-  },
+  run: (trial) => loadIntoSecond(trial, (bench) => bench.save(), tryHash),
 };
 
 const otherSize: RegionRule = {
@@ -287,18 +274,13 @@ const otherSize: RegionRule = {
   title: 'a device of another size refuses the data (the text does not ask for it: a note where it does not)',
   cites: 'If the device state transition fails, the vendor driver should return an appropriate -errno',
   needs: ['other-size'],
-  async run({ bench, beside, note }) {
-    const other = beside('other-size');
-    for (const [from, into] of [
-      [bench, other],
-      [other, bench],
-    ] as const) {
-      await goodChunks(into);
-      const refused = await into.tryLoad(await goodChunks(from));
-      if (refused === null) note(`data of ${from.host.place.name} loaded into ${into.host.place.name}: accepted`);
-      await into.home();
-    }
-  },
+  run: (trial) =>
+    loadOtherSize(
+      trial,
+      goodChunks,
+      (bench, data) => bench.tryLoad(data),
+      (from, into) => trial.note(`data of ${from} loaded into ${into}: accepted`),
+    ),
 };
 
 export const regionDataRules: readonly RegionRule[] = [

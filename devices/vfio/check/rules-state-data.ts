@@ -2,6 +2,7 @@
 // Sentences are of the patch of February 2019.
 import { CTL, ctlName, LOGGING, RUNNING, type SavedParts, STOP, type StatesBench } from './bench-states.ts';
 import { type Rule, type Trial, Unreachable } from './rule.ts';
+import { loadIntoSecond, loadOtherSize } from './second-device.ts';
 
 type StatesRule = Rule<StatesBench>;
 
@@ -215,21 +216,7 @@ const intoSecond: StatesRule = {
   title: 'a second device takes config and memory and has all of the internal state; both run on, each for itself',
   cites: SET,
   needs: ['inner', 'second', 'same-kind'],
-  async run({ bench, beside, expect }) {
-    const second = beside('second');
-    const [inner, other] = [bench.exerciser.inner, second.exerciser.inner];
-    if (inner === null || other === null) return;
-    await inner.mutate(bench.port, 5);
-    const before = await inner.hash(bench.port);
-    const parts = await bench.save();
-    if ((await hashOfLoaded(bench, parts)) !== before) throw new Unreachable('what it saved is not all of its state');
-    const name = second.host.place.name;
-    const after = await tryHash(second, parts);
-    expect(after === before, `saved, loaded into ${name}; hash of its internal state`, before, after);
-    await other.mutate(second.port, 7);
-    const kept = await inner.hash(bench.port);
-    expect(kept === before, `${name} changed after it had loaded; hash of the first device`, before, kept);
-  },
+  run: (trial) => loadIntoSecond(trial, (bench) => bench.save(), tryHash),
 };
 
 const otherSize: StatesRule = {
@@ -237,18 +224,13 @@ const otherSize: StatesRule = {
   title: 'a device of another size refuses the data (the text does not ask for it: a note where it does not)',
   cites: SET,
   needs: ['other-size'],
-  async run({ bench, beside, note }) {
-    const other = beside('other-size');
-    for (const [from, into] of [
-      [bench, other],
-      [other, bench],
-    ] as const) {
-      await goodParts(into);
-      const refused = await into.load(await goodParts(from));
-      if (refused === null) note(`data of ${from.host.place.name} loaded into ${into.host.place.name}: accepted`);
-      await into.home();
-    }
-  },
+  run: (trial) =>
+    loadOtherSize(
+      trial,
+      goodParts,
+      (bench, data) => bench.load(data),
+      (from, into) => trial.note(`data of ${from} loaded into ${into}: accepted`),
+    ),
 };
 
 export const partRules: readonly StatesRule[] = [

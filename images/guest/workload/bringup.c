@@ -5,7 +5,6 @@
  * counted. The ring is never written by the CPU, and all of it is verified before each new command.
  * bringup=2: a device that is reset, stands still or is not there under it is noted, not complained of, and begun with anew, as a driver
  * has to; what it was doing just then is lost, what is in RAM is not. */
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -80,21 +79,10 @@ void bringup_verify_ring(void) {
 /* ---- finding and opening ---- */
 
 static int find_bar(void) {
-  DIR *dir = opendir("/sys/bus/pci/devices");
-  struct dirent *entry;
-  int found = -1;
-  while (dir && found < 0 && (entry = readdir(dir))) {
-    char file[400], vendor[16] = "", id[16] = "";
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/vendor", entry->d_name);
-    if (read_text(file, vendor, sizeof vendor) < 0) continue;
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/device", entry->d_name);
-    read_text(file, id, sizeof id);
-    if (strncmp(vendor, "0x1234", 6) || strncmp(id, "0xfe01", 6)) continue;
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/resource0", entry->d_name);
-    found = open(file, O_RDWR | O_CLOEXEC);
-  }
-  if (dir) closedir(dir);
-  return found;
+  char path[400], file[420];
+  if (find_pci("0x1234", "0xfe01", path, sizeof path) < 0) return -1;
+  snprintf(file, sizeof file, "%s/resource0", path);
+  return open(file, O_RDWR | O_CLOEXEC);
 }
 
 static int read_irqs(uint64_t *irqs) {

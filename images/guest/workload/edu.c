@@ -3,7 +3,6 @@
  * One thread goes round: liveness register, factorial with its interrupt, then one DMA out of the source page into the device's buffer
  * and one from there into the next page of the ring. The ring's pages are never written by the CPU; all of them are verified before
  * each new DMA, so also before the first one after a move. */
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -45,24 +44,6 @@ static void set64(unsigned at, uint64_t v) { *(volatile uint64_t *)(bar + at) = 
 static uint64_t get64(unsigned at) { return *(volatile uint64_t *)(bar + at); }
 
 /* ---- finding and opening ---- */
-
-static int find_edu(char *path, size_t size) {
-  DIR *dir = opendir("/sys/bus/pci/devices");
-  struct dirent *entry;
-  int found = -1;
-  while (dir && found < 0 && (entry = readdir(dir))) {
-    char file[400], vendor[16] = "", device[16] = "";
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/vendor", entry->d_name);
-    if (read_text(file, vendor, sizeof vendor) < 0) continue;
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/device", entry->d_name);
-    read_text(file, device, sizeof device);
-    if (strncmp(vendor, "0x1234", 6) || strncmp(device, "0x11e8", 6)) continue;
-    snprintf(path, size, "/sys/bus/pci/devices/%s", entry->d_name);
-    found = 0;
-  }
-  if (dir) closedir(dir);
-  return found;
-}
 
 static int open_file(const char *directory, const char *name, int flags) {
   char path[400];
@@ -229,7 +210,7 @@ static void *edu(void *unused) {
 int edu_start(void) {
   char sys[300];
   pthread_t thread;
-  if (find_edu(sys, sizeof sys) < 0) return -1;
+  if (find_pci("0x1234", "0x11e8", sys, sizeof sys) < 0) return -1;
   if (open_all(sys) < 0) return 0;
   ring = options.ring_pages;
   if (ring < 1 || ring > RESERVED_SIZE / PAGE - 1) ring = 32;

@@ -29,24 +29,6 @@ static unsigned irq;
 
 /* ---- finding and opening ---- */
 
-static int find_card(char *path, size_t size) {
-  DIR *dir = opendir("/sys/bus/pci/devices");
-  struct dirent *entry;
-  int found = -1;
-  while (dir && found < 0 && (entry = readdir(dir))) {
-    char file[400], vendor[16] = "", id[16] = "";
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/vendor", entry->d_name);
-    if (read_text(file, vendor, sizeof vendor) < 0) continue;
-    snprintf(file, sizeof file, "/sys/bus/pci/devices/%s/device", entry->d_name);
-    read_text(file, id, sizeof id);
-    if (strncmp(vendor, "0x4348", 6) || strncmp(id, "0x3253", 6)) continue;
-    snprintf(path, size, "/sys/bus/pci/devices/%s", entry->d_name);
-    found = 0;
-  }
-  if (dir) closedir(dir);
-  return found;
-}
-
 static unsigned irq_of(const char *card) {
   char file[400], text[64] = "";
   snprintf(file, sizeof file, "%s/irq", card);
@@ -180,7 +162,7 @@ static void *mtty(void *unused) {
 int mtty_start(void) {
   char card[300], name[32];
   pthread_t thread;
-  if (find_card(card, sizeof card) < 0 || find_port(card, name, sizeof name) < 0) return -1;
+  if (find_pci("0x4348", "0x3253", card, sizeof card) < 0 || find_port(card, name, sizeof name) < 0) return -1;
   if (open_all(card, name) < 0) return -1;
   say("mtty port=%s irq=%u", name, irq);
   pthread_create(&thread, NULL, mtty, NULL);

@@ -48,6 +48,8 @@ uint64_t now_ns(void);
 void sleep_us(uint64_t us);
 int read_text(const char *path, char *into, size_t size);
 int write_text(const char *path, const char *text);
+/* pci.c: its directory in sysfs; ids as "0x1234". -1: there is none. */
+int find_pci(const char *vendor, const char *device, char *path, size_t size);
 /* The content of word `word` of page `page` written in round `round`: different for each of the three. */
 static inline uint64_t stamp(uint64_t kind, uint64_t page, uint64_t round, uint64_t word) {
   uint64_t x = kind << 56 ^ page << 36 ^ round << 12 ^ word;

@@ -3,11 +3,9 @@
 import { readdirSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { findBeside, type Look, openBeside } from '../../../devices/vfio/check/beside.ts';
-import type { CheckDoor } from '../../../devices/vfio/check/check-door.ts';
 import { repeatOf } from '../../../devices/vfio/check/run-rule.ts';
-import { kvmNode } from '../../../native/addon.ts';
+import { checkDoor } from '../../fakes/check-door.ts';
 import { HostTree } from '../../fakes/host-tree.ts';
-import { FakeVfioKernel } from '../../fakes/vfio-kernel.ts';
 
 const [FIRST, SECOND, THIRD] = ['0000:65:00.0', '0000:66:00.0', '0000:67:00.0'] as const;
 let tree = new HostTree();
@@ -15,18 +13,6 @@ afterEach(() => {
   tree.close();
   tree = new HostTree();
 });
-
-function door(): FakeVfioKernel & CheckDoor {
-  const addon = kvmNode();
-  return Object.assign(new FakeVfioKernel(), {
-    createRam: addon.createRam.bind(addon),
-    dupFd: () => -1,
-    readFd: async () => 0,
-    writeFd: async () => 0,
-    readable: () => true,
-    nonBlocking: () => {},
-  });
-}
 
 const fds = () => readdirSync('/proc/self/fd').length;
 
@@ -62,7 +48,7 @@ describe('devices beside the one under check', () => {
 
   it('are opened in containers of their own, told by their ids, and closed without a trace', async () => {
     for (const [i, name] of [SECOND, THIRD].entries()) tree.device(name, 18 + i, 'vfio-pci');
-    const kernel = door();
+    const kernel = checkDoor();
     const before = fds();
     const members = { second: { name: SECOND, group: 18 }, 'other-size': { name: THIRD, group: 19 } };
     const { beside, close } = await openBeside(
@@ -82,7 +68,7 @@ describe('devices beside the one under check', () => {
     tree.device(SECOND, 18, 'vfio-pci');
     const before = fds();
     const members = { second: { name: SECOND, group: 18 }, 'other-size': null };
-    const opened = openBeside({ door: door(), paths: tree.paths }, members, look({}, 'v1'), {
+    const opened = openBeside({ door: checkDoor(), paths: tree.paths }, members, look({}, 'v1'), {
       generation: 'v2',
       ids: '',
     });

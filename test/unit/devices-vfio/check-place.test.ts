@@ -3,12 +3,10 @@
 import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
-import type { CheckDoor } from '../../../devices/vfio/check/check-door.ts';
 import { openKernelLog } from '../../../devices/vfio/check/kernel-log.ts';
 import { findDevice, openPlace } from '../../../devices/vfio/check/place.ts';
-import { kvmNode } from '../../../native/addon.ts';
+import { checkDoor } from '../../fakes/check-door.ts';
 import { HostTree } from '../../fakes/host-tree.ts';
-import { FakeVfioKernel } from '../../fakes/vfio-kernel.ts';
 
 const BDF = '0000:65:00.0';
 const UUID = '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001';
@@ -30,18 +28,6 @@ function mdev(): string {
   return link;
 }
 
-function door(): FakeVfioKernel & CheckDoor {
-  const addon = kvmNode();
-  return Object.assign(new FakeVfioKernel(), {
-    createRam: addon.createRam.bind(addon),
-    dupFd: () => -1,
-    readFd: async () => 0,
-    writeFd: async () => 0,
-    readable: () => true,
-    nonBlocking: () => {},
-  });
-}
-
 const fds = () => readdirSync('/proc/self/fd').length;
 
 describe('a device to check', () => {
@@ -54,7 +40,7 @@ describe('a device to check', () => {
 
   it('is opened with a buffer mapped for DMA, as often as a rule likes, and closed without a trace', async () => {
     tree.device(BDF, 17, 'vfio-pci');
-    const kernel = door();
+    const kernel = checkDoor();
     const before = fds();
     const place = await openPlace(kernel, tree.paths, { name: BDF, group: 17 });
     const map = kernel.calls.find(({ name }) => name === 'VFIO_IOMMU_MAP_DMA')!;
@@ -67,7 +53,7 @@ describe('a device to check', () => {
 
   it("maps another device's BAR where its DMA can reach it, apart from the buffer, and unmaps just that", async () => {
     tree.device(BDF, 17, 'vfio-pci');
-    const kernel = door();
+    const kernel = checkDoor();
     const place = await openPlace(kernel, tree.paths, { name: BDF, group: 17 });
     const bar = { size: 4096, view: new ArrayBuffer(4096), unmap: () => {} };
     const peer = await place.mapPeer(bar);
@@ -86,7 +72,7 @@ describe('a device to check', () => {
 
   it('leaves nothing open when the container refuses it', async () => {
     tree.device(BDF, 17, 'vfio-pci');
-    const kernel = door();
+    const kernel = checkDoor();
     kernel.answers.set('VFIO_GROUP_SET_CONTAINER', 22);
     const before = fds();
     await expect(openPlace(kernel, tree.paths, { name: BDF, group: 17 })).rejects.toThrow('its IOMMU group 17');
