@@ -73,7 +73,7 @@ async function ours({ code, fast }: Case): Promise<number> {
   const loop = addon.createVcpuLoop({ exit, posted() {}, failed }, { hotWindowUs: HOT_WINDOW_US });
   const vcpu = loop.addVcpu(vm.fd, 0, kvm.runSize);
   const run = new DataView(vcpu.run);
-  const window = { shadow: Uint8Array.of(0x5a), reads: [0], posts: [] };
+  const window = { shadow: Uint8Array.of(0x5a), reads: [0], posts: [], file: null };
   if (fast !== null) loop.addFast(fast, fast === 'pio' ? PORT : MMIO, 1, window);
   setRealModeSegments(vcpu.fd, 0);
   writeRegisters(vcpu.fd, { rip: 0x1000n, rflags: 2n, rcx: BigInt(ITERATIONS) });

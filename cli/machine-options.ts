@@ -56,12 +56,13 @@ export async function openDoor(trace: string | null, program: readonly string[])
   return new TracingDoor(kvmNode(), { sink, paths: HOST_PATHS, data: false });
 }
 
+/** `traced`: the door writes down what goes through it, so all must. */
 export async function openRegistry(
   plugins: readonly string[],
   objects: readonly string[],
-  door: KernelDoor,
+  { door, traced }: { readonly door: KernelDoor; readonly traced: boolean },
 ): Promise<DeviceRegistry> {
-  const parts = { door, paths: HOST_PATHS, objects: parseObjects(objects), open: null };
+  const parts = { door, paths: HOST_PATHS, vcpuAccess: !traced, objects: parseObjects(objects), open: null };
   const registry = createRegistry([createVfioPciType(parts)]);
   for (const file of plugins) await registry.loadPlugin(file);
   return registry;

@@ -22,8 +22,9 @@ export async function startVerb(
   }
   const parsed = parseOptions(verb.name, verb.options, args);
   const log = createLog(parseLevel(parsed.value('log-level')));
-  const door = await openDoor(parsed.value('vfio-trace'), ['ferry', verb.name, ...args]);
-  const registry = await openRegistry(parsed.list('plugin'), parsed.list('object'), door);
+  const trace = parsed.value('vfio-trace');
+  const door = await openDoor(trace, ['ferry', verb.name, ...args]);
+  const registry = await openRegistry(parsed.list('plugin'), parsed.list('object'), { door, traced: trace !== null });
   const help = deviceHelp(parsed.list('device'), registry);
   if (help !== null) process.stdout.write(help);
   return help === null ? { parsed, log, registry } : null;

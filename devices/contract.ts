@@ -20,7 +20,7 @@ export interface Region {
 
 /**
  * What the vCPU thread may answer by itself, knowing no device: reads from `shadow`, writes posted to the ring and replayed to
- * Region.write later, in order and before any other exit is answered. Offsets are relative to the region.
+ * Region.write later, in order and before any other exit is answered, and what it passes on to `file`. Offsets are relative to the region.
  */
 export interface FastWindow {
   /** Bytes the vCPU thread answers reads from; the device keeps them true. Covers the whole region. null: no fast reads. */
@@ -29,6 +29,18 @@ export interface FastWindow {
   readonly reads: readonly number[];
   /** Offsets whose writes may be posted. */
   readonly posts: readonly number[];
+  /** Where everything else goes; null: it exits to TypeScript. */
+  readonly file: FastFile | null;
+}
+
+/** A device fd of the host: the vCPU thread reads and writes it by pread(2) and pwrite(2), 1 to 8 bytes as the guest does. What the fd refuses
+ *  reads as all-ones, and a refused write is forgotten, as on any bus. */
+export interface FastFile {
+  readonly fd: number;
+  /** Of the region's first byte within the fd. */
+  readonly offset: number;
+  /** Accesses that touch one of these exit to TypeScript all the same. */
+  readonly except: readonly GpaRange[];
 }
 
 export type Space = 'pio' | 'mmio';

@@ -100,17 +100,29 @@ export interface VcpuLoop {
   pause(): Promise<void>;
   /** Re-enters one vCPU that exit() left parked (or whose KVM_RUN failed). Nothing when it runs. */
   resume(index: number): void;
-  /** Fast window over [base, base+size). reads/posts are offsets; shadow may be shared with JS (its memory is read by the thread). */
+  /** Fast window over [base, base+size), at most 16 MiB when it has reads or posts. These are offsets; shadow may be shared with JS (its memory
+   *  is read by the thread). `file` (a duplicate of its fd is used) takes the other accesses, but those that touch `except` (at most 16 ranges). */
   addFast(
     space: 'pio' | 'mmio',
     base: number,
     size: number,
-    window: { shadow: Uint8Array | null; reads: readonly number[]; posts: readonly number[] },
+    window: {
+      shadow: Uint8Array | null;
+      reads: readonly number[];
+      posts: readonly number[];
+      file: { fd: number; offset: number; except: readonly { start: number; length: number }[] } | null;
+    },
   ): number;
   removeFast(range: number): void;
   /** Replays what is in the ring now. */
   drainPosted(): void;
-  readonly stats: { readonly exits: number; readonly fastReads: number; readonly posted: number };
+  /** `passed`: to a window's file. */
+  readonly stats: {
+    readonly exits: number;
+    readonly fastReads: number;
+    readonly posted: number;
+    readonly passed: number;
+  };
   /** Stops and joins all threads, closes the vCPU fds. Idempotent; may be called inside a handler. */
   close(): Promise<void>;
 }

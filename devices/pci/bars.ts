@@ -96,6 +96,11 @@ export class Bars {
     }
   }
 
+  /** What the vCPU threads may answer of the regions has changed (Region.fast). */
+  refreshFast(): void {
+    for (const { claim, spec } of this.#bars) claim?.refreshFast(spec.region.fast);
+  }
+
   /** Where the BAR is decoded now, or null. */
   base(index: number): number | null {
     return this.#bars.find((bar) => bar.spec.index === index)?.claim?.base ?? null;

@@ -96,7 +96,7 @@ export class Rtc implements Device {
           },
           wide: null,
           // The index only remembers; it may wait for the access that uses it.
-          fast: { shadow: null, reads: [], posts: [0] },
+          fast: { shadow: null, reads: [], posts: [0], file: null },
         },
       },
     ];

@@ -377,5 +377,5 @@ function fastWindow(shadow: Uint8Array, which: number): FastWindow {
   if ((which & WINDOW.lineError) === 0) reads.push(REG.lsr);
   if ((which & WINDOW.modemDelta) === 0) reads.push(REG.msr);
   // Looped back, a byte that is sent comes back: the guest's next read of the line status must see it.
-  return { shadow, reads, posts: dlab || (which & WINDOW.loopback) !== 0 ? [] : [REG.data] };
+  return { shadow, reads, posts: dlab || (which & WINDOW.loopback) !== 0 ? [] : [REG.data], file: null };
 }

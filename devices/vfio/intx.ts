@@ -71,12 +71,16 @@ export class Intx {
   }
 
   /**
-   * Before an access of the guest reaches the device. An EOI may be on its way to this thread, and what this access makes the device raise would
-   * meet the mask of the last time: a real line is still high when that goes, mtty forgets it.
+   * What to do before an access of the guest reaches the device; null: nothing. Where this thread unmasks, an EOI may be on its way to it, and what
+   * the access makes the device raise would meet the mask of the last time: a real line is still high when that goes, mtty forgets it.
    */
-  beforeAccess(): void {
-    if (this.#watch !== null && this.#line?.takeResample()) this.#unmask();
+  get beforeAccess(): (() => void) | null {
+    return this.#watch === null ? null : this.#takeEoi;
   }
+
+  readonly #takeEoi = () => {
+    if (this.#line?.takeResample()) this.#unmask();
+  };
 
   #unmask(): void {
     this.#quietly(() => this.#vfio.unmask(INTX_INDEX, 0));

@@ -112,6 +112,10 @@ export class KernelDevice implements VfioTransport {
     if (done !== from.length) throw new SysError(`pwrite(${this.name} region ${index})`, EIO);
   }
 
+  regionFile(index: number): { fd: number; offset: number } {
+    return { fd: this.#fd, offset: this.#place(index).fdOffset };
+  }
+
   mapArea(index: number, area: GpaRange): HostMapping | null {
     const region = this.#place(index);
     try {

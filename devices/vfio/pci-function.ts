@@ -30,6 +30,8 @@ export interface VfioPciParts {
   readonly transport: VfioTransport;
   /** false: x-no-mmap. */
   readonly mmap: boolean;
+  /** false: every access goes through `transport` (a trace). */
+  readonly vcpuAccess: boolean;
   readonly dirty: DirtySource;
   /** Made over this function, because the ladder needs its rearm(). */
   live(device: VfioPciFunction): Migratable;
@@ -59,6 +61,8 @@ export class VfioPciFunction implements PciFunction {
   readonly #vectors: Vectors;
   readonly #powerOn: Uint8Array;
   readonly #closed: () => void;
+  /** Whether this thread must see the guest's accesses: as long as the line is unmasked by it. */
+  #hooked = false;
   #isOpen = true;
 
   constructor(parts: VfioPciParts) {
@@ -77,8 +81,14 @@ export class VfioPciFunction implements PciFunction {
     this.interrupts = this.#vectors;
     const window = this.#window();
     this.#bars = new Bars(config.space, host.bus, host.log);
-    const beforeAccess = () => this.#vectors.beforeAccess();
-    this.#deviceBars = barsOf({ id, transport, slots: host.slots, window, mmap: parts.mmap, beforeAccess }, config.raw);
+    const vectors = this.#vectors;
+    const barHost = {
+      ...{ id, transport, slots: host.slots, window, mmap: parts.mmap, vcpuAccess: parts.vcpuAccess },
+      get beforeAccess() {
+        return vectors.beforeAccess;
+      },
+    };
+    this.#deviceBars = barsOf(barHost, config.raw);
     for (const bar of this.#deviceBars) this.#bars.add(bar.spec);
     this.#powerOn = config.space.save();
     this.live = parts.live(this);
@@ -88,6 +98,7 @@ export class VfioPciFunction implements PciFunction {
 
   attached(address: PciAddress): void {
     this.#vectors.attachedAs((address.bus << 8) | (address.slot << 3) | address.function, address.gsi);
+    this.#followLine();
   }
 
   readConfig(offset: number, width: Width): number {
@@ -105,12 +116,14 @@ export class VfioPciFunction implements PciFunction {
     this.#msi?.afterWrite(offset, width);
     this.#msix?.afterWrite(offset, width);
     this.#vectors.update();
+    this.#followLine();
   }
 
   /** What VFIO_DEVICE_RESET took away, put back: PCI_COMMAND and the interrupts, as the guest has them. */
   rearm(): void {
     this.#pushCommand();
     this.#vectors.rearm();
+    this.#followLine();
   }
 
   /** Machine reset: the device as after power-on. */
@@ -125,6 +138,7 @@ export class VfioPciFunction implements PciFunction {
     await resetDevice(this.resetHost);
     this.#pushCommand();
     this.#vectors.update();
+    this.#followLine();
   }
 
   get resetHost(): ResetHost {
@@ -139,6 +153,13 @@ export class VfioPciFunction implements PciFunction {
     for (const bar of this.#deviceBars) bar.close();
     await this.#transport.close();
     this.#closed();
+  }
+
+  #followLine(): void {
+    const hooked = this.#vectors.beforeAccess !== null;
+    if (hooked === this.#hooked) return;
+    this.#hooked = hooked;
+    this.#bars.refreshFast();
   }
 
   #pushCommand(): void {
@@ -188,5 +209,6 @@ export class VfioPciFunction implements PciFunction {
       this.#pushCommand();
       this.#bars.update();
     });
+    this.#followLine();
   }
 }

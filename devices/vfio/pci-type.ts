@@ -66,13 +66,15 @@ interface Shared {
 export interface VfioPciTypeParts {
   readonly door: KernelDoor;
   readonly paths: HostPaths;
+  /** false: all that is asked of a device must go through `door` (it writes a trace), and no access past it from a vCPU thread. */
+  readonly vcpuAccess: boolean;
   /** Of --object. */
   readonly objects: readonly IommufdObject[];
   /** Opens another kind of transport: tests. null: /dev/vfio. */
   readonly open: ((bdf: Bdf, host: DeviceHost) => Promise<{ transport: VfioTransport; dma: DmaSpace | null }>) | null;
 }
 
-export function createVfioPciType({ door, paths, objects, open }: VfioPciTypeParts): DeviceType {
+export function createVfioPciType({ door, paths, vcpuAccess, objects, open }: VfioPciTypeParts): DeviceType {
   const machines = new WeakMap<DeviceHost, Shared>();
   const sharedOf = (host: DeviceHost): Shared => {
     const known = machines.get(host);
@@ -98,6 +100,7 @@ export function createVfioPciType({ door, paths, objects, open }: VfioPciTypePar
           transport,
           dirty,
           mmap: properties['x-no-mmap'] !== true,
+          vcpuAccess,
           live: (made) => liveOf(made, transport, shared, properties),
           closed: () => {
             shared.devices -= 1;

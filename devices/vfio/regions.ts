@@ -1,8 +1,9 @@
 // The BARs of a passed-through function: windows mapped into memory slots, everything else trapped and sent to the device fd.
 // The pages that hold the MSI-X table or the PBA are never mapped, for the guest must not program the device's vectors itself.
-// Called by pci-function.ts; the guest's accesses to trapped bytes come here through the bus. linux/vfio.h, VFIO_REGION_INFO
+// Called by pci-function.ts; the guest's accesses to trapped bytes are passed on to the device fd by the vCPU thread where nobody must see
+// them, and come here through the bus where somebody must. linux/vfio.h, VFIO_REGION_INFO
 import { SysError } from '../../native/errno.ts';
-import type { GpaRange, HostMapping, Region, SlotHandle, SlotPort, Width } from '../contract.ts';
+import type { FastWindow, GpaRange, HostMapping, Region, SlotHandle, SlotPort, Width } from '../contract.ts';
 import type { BarKind, BarMapping, BarSpec } from '../pci/bars.ts';
 import { HEADER } from '../pci/config-space.ts';
 import type { Msix, MsixShape } from '../pci/msix.ts';
@@ -27,8 +28,10 @@ export interface BarHost {
   readonly window: MsixWindow | null;
   /** false: everything is trapped (x-no-mmap). */
   readonly mmap: boolean;
-  /** Before a trapped access reaches the device. */
-  beforeAccess(): void;
+  /** Null: nothing has to be done before a trapped access reaches the device, and the vCPU thread may do it. Asked when a BAR is placed. */
+  readonly beforeAccess: (() => void) | null;
+  /** false: every access is to be seen by this thread (a trace). */
+  readonly vcpuAccess: boolean;
 }
 
 /** Every BAR that the device has, ready for Bars.add(). `raw`: the device's own configuration header. */
@@ -130,11 +133,10 @@ function without(window: GpaRange, offset: number, size: number): GpaRange[] {
 class TrappedBar implements Region {
   readonly name: string;
   readonly size: number;
-  readonly fast = null;
   readonly wide: { read(offset: number): bigint; write(offset: number, value: bigint): void } | null;
   readonly #transport: VfioTransport;
   readonly #index: number;
-  readonly #beforeAccess: () => void;
+  readonly #host: BarHost;
   readonly #window: MsixWindow | null;
   readonly #tableAt: number;
   readonly #tableEnd: number;
@@ -153,7 +155,7 @@ class TrappedBar implements Region {
     this.size = info.size;
     this.#transport = host.transport;
     this.#index = info.index;
-    this.#beforeAccess = () => host.beforeAccess();
+    this.#host = host;
     const window = host.window;
     this.#window = window;
     const hasTable = window !== null && window.shape.tableBar === info.index;
@@ -166,6 +168,18 @@ class TrappedBar implements Region {
       read: (offset) => this.#readWide(offset),
       write: (offset, value) => this.#writeWide(offset, value),
     };
+  }
+
+  /** All but the MSI-X structures; null while this thread must see every access. */
+  get fast(): FastWindow | null {
+    const { vcpuAccess, beforeAccess } = this.#host;
+    const file = vcpuAccess && beforeAccess === null ? this.#transport.regionFile(this.#index) : null;
+    if (file === null) return null;
+    const except = [
+      { start: this.#tableAt, length: this.#tableEnd - this.#tableAt },
+      { start: this.#pbaAt, length: this.#pbaEnd - this.#pbaAt },
+    ].filter(({ length }) => length > 0);
+    return { shadow: null, reads: [], posts: [], file: { ...file, except } };
   }
 
   read(offset: number, width: Width): number {
@@ -224,7 +238,7 @@ class TrappedBar implements Region {
 
   /** false: the device did not answer (decode off, gone): the guest reads all-ones, as from any bus. */
   #fromDevice(offset: number, into: Uint8Array): boolean {
-    this.#beforeAccess();
+    this.#host.beforeAccess?.();
     try {
       this.#transport.readRegion(this.#index, offset, into);
       return true;
@@ -235,7 +249,7 @@ class TrappedBar implements Region {
   }
 
   #toDevice(offset: number, from: Uint8Array): void {
-    this.#beforeAccess();
+    this.#host.beforeAccess?.();
     try {
       this.#transport.writeRegion(this.#index, offset, from);
     } catch (error) {

@@ -39,6 +39,8 @@ export interface VfioTransport {
   /** Throws SysError when the device refuses or answers short. */
   readRegion(index: number, offset: number, into: Uint8Array): void;
   writeRegion(index: number, offset: number, from: Uint8Array): void;
+  /** Where a region lies, for accesses past this interface (contract.ts, FastFile); null: it lies in no file. */
+  regionFile(index: number): { readonly fd: number; readonly offset: number } | null;
   /** null: this window cannot be mapped, trap it. */
   mapArea(index: number, area: GpaRange): HostMapping | null;
   readonly irqs: VfioIrqs;

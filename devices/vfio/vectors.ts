@@ -95,9 +95,9 @@ export class Vectors implements InterruptGate {
     this.#active?.notePending();
   }
 
-  /** Before an access of the guest reaches the device. */
-  beforeAccess(): void {
-    if (this.#mode === 'intx') this.#intx?.beforeAccess();
+  /** What to do before an access of the guest reaches the device; null: nothing. */
+  get beforeAccess(): (() => void) | null {
+    return this.#mode === 'intx' ? (this.#intx?.beforeAccess ?? null) : null;
   }
 
   detach(): void {

@@ -1,5 +1,5 @@
 // The lookup of fast_path.h, on vCPU threads, and its change, on the JS thread. No allocation and no lock in Handle, but for the
-// ring's mutex when a write is posted.
+// ring's mutex when a write is posted; a driver may take its time over what is passed on to it.
 #include "fast_path.h"
 
 #include <sched.h>
@@ -52,6 +52,22 @@ void ReadShadow(const uint8_t* from, uint32_t width, uint8_t* into) {
   }
 }
 
+/** Whether the file takes it; then it has been asked. */
+bool PassOn(const FastFile& file, const Access& access, uint64_t offset, uint64_t size) {
+  if (access.width > size - offset) return false;
+  for (const FastFile::Part& part : file.except) {
+    if (offset < part.start + part.length && offset + access.width > part.start) return false;
+  }
+  if (access.write) {
+    file.device.WriteAt(access.data, access.width, file.offset + offset);
+    return true;
+  }
+  ssize_t got = file.device.ReadAt(access.data, access.width, file.offset + offset);
+  // Decode off, or gone: all-ones, as from any bus.
+  if (got != static_cast<ssize_t>(access.width)) memset(access.data, 0xff, access.width);
+  return true;
+}
+
 }  // namespace
 
 bool PostedRing::Push(const PostedWrite& write, uint32_t* used) {
@@ -83,7 +99,7 @@ bool AccessOf(struct kvm_run* run, Access* access) {
   }
   if (run->exit_reason != KVM_EXIT_MMIO) return false;
   uint32_t width = run->mmio.len;
-  if (width != 1 && width != 2 && width != 4) return false;
+  if (width != 1 && width != 2 && width != 4 && width != 8) return false;
   *access = {true, run->mmio.is_write != 0, run->mmio.phys_addr, width, run->mmio.data};
   return true;
 }
@@ -97,23 +113,31 @@ FastResult FastPath::Handle(const Access& access, Hazard* hazard, uint32_t* used
     if (again == table) break;
     table = again;
   }
-  FastResult result = FastResult::kMissed;
   const FastWindow* window = Find(access.mmio ? table->mmio : table->pio, access.address);
-  if (window != nullptr) {
-    uint64_t offset = access.address - window->base;
-    if (access.write) {
-      if (Covers(window->posts, offset, access.width, window->size)) {
-        PostedWrite write = {window->range, static_cast<uint32_t>(offset), access.width, 0};
-        memcpy(&write.value, access.data, access.width);
-        if (ring.Push(write, used)) result = FastResult::kPosted;
-      }
-    } else if (window->shadow != nullptr && Covers(window->reads, offset, access.width, window->size)) {
-      ReadShadow(window->shadow + offset, access.width, access.data);
-      result = FastResult::kRead;
-    }
-  }
+  FastResult result = window == nullptr ? FastResult::kMissed : Answer(*window, access, used);
   hazard->store(nullptr, std::memory_order_release);
   return result;
+}
+
+FastResult FastPath::Answer(const FastWindow& window, const Access& access, uint32_t* used) {
+  uint64_t offset = access.address - window.base;
+  bool wide = access.width > sizeof(PostedWrite::value);
+  if (access.write && !wide && Covers(window.posts, offset, access.width, window.size)) {
+    PostedWrite write = {window.range, static_cast<uint32_t>(offset), access.width, 0};
+    memcpy(&write.value, access.data, access.width);
+    return ring.Push(write, used) ? FastResult::kPosted : FastResult::kMissed;
+  }
+  if (!access.write && !wide && window.shadow != nullptr && Covers(window.reads, offset, access.width, window.size)) {
+    ReadShadow(window.shadow + offset, access.width, access.data);
+    return FastResult::kRead;
+  }
+  bool passed = window.file != nullptr && PassOn(*window.file, access, offset, window.size);
+  return passed ? FastResult::kPassed : FastResult::kMissed;
+}
+
+void FastPath::Clear() {
+  current_.store(nullptr, std::memory_order_seq_cst);
+  tables_.clear();
 }
 
 void FastPath::Swap(std::unique_ptr<FastTable> next) {

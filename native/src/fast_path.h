@@ -1,5 +1,6 @@
-// What a vCPU thread answers by itself, knowing no device: reads from a shadow page, writes posted to one ring. The table of windows is
-// immutable and swapped by pointer; vCPU threads read it lock-free under a hazard pointer, the JS thread makes and retires tables.
+// What a vCPU thread answers by itself, knowing no device: reads from a shadow page, writes posted to one ring, the rest of a window by
+// pread and pwrite of a device fd. The table of windows is immutable and swapped by pointer; vCPU threads read it lock-free under a hazard
+// pointer, the JS thread makes and retires tables.
 #pragma once
 #include <linux/kvm.h>
 
@@ -8,6 +9,8 @@
 #include <memory>
 #include <mutex>
 #include <vector>
+
+#include "region_fd.h"
 
 namespace ferry {
 
@@ -38,6 +41,20 @@ class PostedRing {
   PostedWrite slots_[kCapacity];
 };
 
+/** The device fd behind a window; contract.ts, FastFile. */
+struct FastFile {
+  struct Part {
+    uint64_t start;
+    uint64_t length;
+  };
+  explicit FastFile(int fd) : device(fd) {}
+  RegionFd device;
+  /** Of the window's first byte. */
+  uint64_t offset = 0;
+  /** Not by this way. */
+  std::vector<Part> except;
+};
+
 struct FastWindow {
   uint32_t range = 0;
   uint64_t base = 0;
@@ -47,6 +64,8 @@ struct FastWindow {
   /** One bit an offset. */
   std::vector<uint64_t> reads;
   std::vector<uint64_t> posts;
+  /** Null: what is neither read from the shadow nor posted is missed. */
+  std::unique_ptr<const FastFile> file;
 };
 
 /** Sorted by base, without overlap. */
@@ -65,10 +84,10 @@ struct Access {
   uint8_t* data;
 };
 
-/** Null when the exit is no single access of 1, 2 or 4 bytes (string I/O goes to JS in one exit). */
+/** False when the exit is no single access of 1, 2, 4 or 8 bytes (string I/O goes to JS in one exit). */
 bool AccessOf(struct kvm_run* run, Access* access);
 
-enum class FastResult { kMissed, kRead, kPosted };
+enum class FastResult { kMissed, kRead, kPosted, kPassed };
 
 class FastPath {
  public:
@@ -78,6 +97,8 @@ class FastPath {
   /** vCPU thread. `used`: entries in the ring after a post. */
   FastResult Handle(const Access& access, Hazard* hazard, uint32_t* used);
 
+  /** JS thread, and no vCPU thread any more: the device fds go with the tables. */
+  void Clear();
   /** JS thread. Null on success, else why not. */
   const char* Add(bool mmio, std::shared_ptr<const FastWindow> window);
   /** JS thread. When it returns no vCPU thread uses the window any more; its last posts may still be in the ring. */
@@ -86,6 +107,7 @@ class FastPath {
 
  private:
   void Swap(std::unique_ptr<FastTable> next);
+  FastResult Answer(const FastWindow& window, const Access& access, uint32_t* used);
 
   std::atomic<const FastTable*> current_{nullptr};
   /** All tables but the newest wait here until a Remove, or the end, proves them unused. */

@@ -317,18 +317,23 @@ void VcpuLoop::OnDrainTimer() {
 
 Napi::Value VcpuLoop::Stats(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  uint64_t exits = closedStats_[0], fastReads = closedStats_[1], posted = closedStats_[2];
+  Counts counts = past_;
   for (const std::unique_ptr<Vcpu>& vcpu : vcpus_) {
-    if (!vcpu) continue;
-    exits += vcpu->thread->exits.load(std::memory_order_relaxed);
-    fastReads += vcpu->thread->fastReads.load(std::memory_order_relaxed);
-    posted += vcpu->thread->posted.load(std::memory_order_relaxed);
+    if (vcpu) counts.Add(*vcpu->thread);
   }
   Napi::Object stats = Napi::Object::New(env);
-  stats.Set("exits", Napi::Number::New(env, static_cast<double>(exits)));
-  stats.Set("fastReads", Napi::Number::New(env, static_cast<double>(fastReads)));
-  stats.Set("posted", Napi::Number::New(env, static_cast<double>(posted)));
+  stats.Set("exits", Napi::Number::New(env, static_cast<double>(counts.exits)));
+  stats.Set("fastReads", Napi::Number::New(env, static_cast<double>(counts.fastReads)));
+  stats.Set("posted", Napi::Number::New(env, static_cast<double>(counts.posted)));
+  stats.Set("passed", Napi::Number::New(env, static_cast<double>(counts.passed)));
   return stats;
+}
+
+void VcpuLoop::Counts::Add(const VcpuThread& thread) {
+  exits += thread.exits.load(std::memory_order_relaxed);
+  fastReads += thread.fastReads.load(std::memory_order_relaxed);
+  posted += thread.posted.load(std::memory_order_relaxed);
+  passed += thread.passed.load(std::memory_order_relaxed);
 }
 
 void VcpuLoop::Shut() {
@@ -359,11 +364,10 @@ Napi::Value VcpuLoop::Close(const Napi::CallbackInfo& info) {
     for (std::unique_ptr<Vcpu>& vcpu : vcpus_) {
       if (!vcpu) continue;
       DetachBuffer(env, vcpu->runBuffer);
-      closedStats_[0] += vcpu->thread->exits.load(std::memory_order_relaxed);
-      closedStats_[1] += vcpu->thread->fastReads.load(std::memory_order_relaxed);
-      closedStats_[2] += vcpu->thread->posted.load(std::memory_order_relaxed);
+      past_.Add(*vcpu->thread);
     }
     vcpus_.clear();  // the fds go with them
+    shared_->fast.Clear();
     shadows_.clear();
     std::vector<Deferred> waiting = std::move(pauses_);
     pauses_.clear();

@@ -20,6 +20,14 @@ class VcpuLoop : public Napi::ObjectWrap<VcpuLoop> {
   static Napi::Function Define(Napi::Env env);
 
  private:
+  /** Of VcpuThread's counters. */
+  struct Counts {
+    uint64_t exits = 0;
+    uint64_t fastReads = 0;
+    uint64_t posted = 0;
+    uint64_t passed = 0;
+    void Add(const VcpuThread& thread);
+  };
   struct Vcpu {
     std::unique_ptr<VcpuThread> thread;
     Napi::Reference<Napi::ArrayBuffer> runBuffer;
@@ -75,7 +83,8 @@ class VcpuLoop : public Napi::ObjectWrap<VcpuLoop> {
   /** The vCPU whose handler is on the stack, and whether that handler asked for its resume. */
   VcpuThread* serving_ = nullptr;
   bool resumed_ = false;
-  uint64_t closedStats_[3] = {0, 0, 0};
+  /** Of vCPUs that are closed. */
+  Counts past_;
   bool closed_ = false;
 };
 

@@ -1,4 +1,4 @@
-// The body of a vCPU thread. No allocation and no syscall but KVM_RUN between two fast exits; one futex wait for an exit that JS answers.
+// The body of a vCPU thread. No allocation and no syscall but KVM_RUN between two fast exits (and the one of a device fd); one futex wait for an exit that JS answers.
 #include "vcpu_thread.h"
 
 #include <linux/futex.h>
@@ -121,6 +121,9 @@ bool VcpuThread::AnswerFast() {
     case FastResult::kPosted:
       posted.fetch_add(1, std::memory_order_relaxed);
       shared_->mailbox.LeavePosted(used, PostedRing::kCapacity);
+      return true;
+    case FastResult::kPassed:
+      passed.fetch_add(1, std::memory_order_relaxed);
       return true;
     case FastResult::kMissed:
       break;

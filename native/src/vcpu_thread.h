@@ -62,6 +62,7 @@ class VcpuThread {
   std::atomic<uint64_t> exits{0};
   std::atomic<uint64_t> fastReads{0};
   std::atomic<uint64_t> posted{0};
+  std::atomic<uint64_t> passed{0};
 
  private:
   void Main();

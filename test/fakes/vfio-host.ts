@@ -4,6 +4,7 @@ import type {
   Claim,
   ClaimHandle,
   DeviceHost,
+  FastWindow,
   GuestRam,
   IrqPort,
   LevelIrqFd,
@@ -115,6 +116,8 @@ export interface FakeSlot {
 export class FakeHost implements DeviceHost {
   readonly irq = new FakeIrqPort();
   readonly claims: Claim[] = [];
+  /** What the vCPU threads may answer of each. */
+  readonly fast = new Map<Claim, FastWindow | null>();
   readonly mapped: FakeSlot[] = [];
   readonly warnings: string[] = [];
   readonly infos: string[] = [];
@@ -145,10 +148,13 @@ export class FakeHost implements DeviceHost {
   readonly bus = {
     claim: (claim: Claim): ClaimHandle => {
       this.claims.push(claim);
+      this.fast.set(claim, claim.region.fast);
       return {
         base: claim.base,
         move: () => {},
-        refreshFast: () => {},
+        refreshFast: (fast) => {
+          this.fast.set(claim, fast);
+        },
         release: () => {
           this.claims.splice(this.claims.indexOf(claim), 1);
         },
@@ -183,6 +189,11 @@ export class FakeHost implements DeviceHost {
     const watch = { fd, callback };
     this.watched.push(watch);
     return { close: () => this.watched.splice(this.watched.indexOf(watch), 1) };
+  }
+
+  fastAt(base: number): FastWindow | null {
+    const claim = this.claims.find((each) => each.base === base);
+    return claim === undefined ? null : (this.fast.get(claim) ?? null);
   }
 
   /** What a guest's access to the bus finds. */

@@ -55,6 +55,8 @@ export interface FakeOptions {
   readonly regions?: VfioInfo['regions'];
   readonly irqs?: VfioInfo['irqs'];
   readonly name?: string;
+  /** As if its regions lay in this fd. */
+  readonly fd?: number;
 }
 
 const SAVING: readonly VfioState[] = ['stop-copy', 'pre-copy', 'pre-copy-p2p'];
@@ -119,8 +121,10 @@ export class FakeVfio implements VfioTransport {
   readonly memory = new Map<number, Uint8Array>();
   mapped: { index: number; area: GpaRange }[] = [];
   isOpen = true;
+  readonly #fd: number | null;
 
   constructor(options: FakeOptions = {}) {
+    this.#fd = options.fd ?? null;
     this.name = options.name ?? '0000:65:00.0';
     this.config = (options.config ?? fakeConfig()).slice();
     const regions = options.regions ?? [bar(0, 0x4000, [{ start: 0, length: 0x4000 }])];
@@ -152,6 +156,10 @@ export class FakeVfio implements VfioTransport {
     this.calls.push(
       `write ${index}+0x${offset.toString(16)}=${[...from].map((byte) => byte.toString(16).padStart(2, '0')).join('')}`,
     );
+  }
+
+  regionFile(index: number): { fd: number; offset: number } | null {
+    return this.#fd === null ? null : { fd: this.#fd, offset: index * 2 ** 40 };
   }
 
   mapArea(index: number, area: GpaRange): HostMapping | null {

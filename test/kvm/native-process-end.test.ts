@@ -14,7 +14,7 @@ const guest = makeGuest({ blocks, hotWindowUs: 20 }, {
   exit() { if (++exits === 100) end(); return true; },
   posted() {},
 });
-guest.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0] });
+guest.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0], file: null });
 guest.loop.start();
 function end() {
   const how = process.argv[2];

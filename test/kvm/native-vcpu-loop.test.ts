@@ -93,7 +93,7 @@ describe.skipIf(!hasKvm)('exits answered from JS', () => {
       },
     );
     // KVM reads ahead for INS; OUTS comes one at a time.
-    machine.loop.addFast('pio', 0x60, 1, { shadow: new Uint8Array(1), reads: [0], posts: [] });
+    machine.loop.addFast('pio', 0x60, 1, { shadow: new Uint8Array(1), reads: [0], posts: [], file: null });
     machine.loop.start();
     await done.promise;
     expect(counts).toEqual([5]);
@@ -177,9 +177,9 @@ describe.skipIf(!hasKvm)('fast path', () => {
       },
     );
     const shadow = Uint8Array.of(1, 2, 3, 4, 5, 6);
-    machine.loop.addFast('pio', 0x60, 6, { shadow, reads: [0, 1, 2, 3, 4], posts: [] });
+    machine.loop.addFast('pio', 0x60, 6, { shadow, reads: [0, 1, 2, 3, 4], posts: [], file: null });
     const page = new Uint8Array(4096);
-    machine.loop.addFast('mmio', 0xd0100, 256, { shadow: page, reads: [4, 5, 6, 7], posts: [] });
+    machine.loop.addFast('mmio', 0xd0100, 256, { shadow: page, reads: [4, 5, 6, 7], posts: [], file: null });
     new DataView(page.buffer).setUint32(4, 0xcafe0001, true);
     shadow[4] = 0x99;
     machine.loop.start();
@@ -189,7 +189,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
     expect(machine.memory.getUint32(0x2004, true)).toBe(0x04030201);
     expect(machine.memory.getUint16(0x2008, true)).toBe(0x0302);
     expect(machine.memory.getUint32(0x200c, true)).toBe(0xcafe0001);
-    expect(machine.loop.stats).toEqual({ exits: 2, fastReads: 4, posted: 0 });
+    expect(machine.loop.stats).toEqual({ exits: 2, fastReads: 4, posted: 0, passed: 0 });
   });
 
   it('replays posted writes in order and before any other exit is answered', async () => {
@@ -216,7 +216,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
         },
       },
     );
-    const range = machine.loop.addFast('pio', 0x60, 2, { shadow: null, reads: [], posts: [0] });
+    const range = machine.loop.addFast('pio', 0x60, 2, { shadow: null, reads: [], posts: [0], file: null });
     machine.loop.start();
     await done.promise;
     const bytes = Array.from({ length: 100 }, (_, i) => `${range}+0/1=${(100 - i).toString(16)}`);
@@ -235,7 +235,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
         },
         exit: () => true,
       },
-    ).loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0] });
+    ).loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0], file: null });
     open[0]!.loop.start();
     await count.promise;
     await open[0]!.loop.pause();
@@ -267,7 +267,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
         },
       },
     );
-    machine.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0] });
+    machine.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0], file: null });
     machine.loop.start();
     await done.promise;
     expect(order).toEqual(Array.from({ length: 400 }, (_, i) => i % 2));
@@ -304,7 +304,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
       },
     );
     const every = [0, 1, 2, 3, 4, 5, 6, 7];
-    machine.loop.addFast('pio', 0x60, 8, { shadow: null, reads: [], posts: every });
+    machine.loop.addFast('pio', 0x60, 8, { shadow: null, reads: [], posts: every, file: null });
     machine.loop.start();
     await done.promise;
     const expected = Array.from({ length: 3000 }, (_, i) => 3000 - i);
@@ -340,7 +340,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
         },
       },
     );
-    machine.loop.addFast('pio', 0x60, 4, { shadow: null, reads: [], posts: [0, 1, 2, 3] });
+    machine.loop.addFast('pio', 0x60, 4, { shadow: null, reads: [], posts: [0, 1, 2, 3], file: null });
     machine.loop.start();
     // The JS thread is away until the ring must be full: 4096 posts, then the vCPU stands in a slow exit.
     while (machine.loop.stats.exits === 0);
@@ -366,7 +366,7 @@ describe.skipIf(!hasKvm)('fast path', () => {
         exit: () => true,
       },
     );
-    const window = { shadow: Uint8Array.of(0, 5), reads: [1], posts: [0] };
+    const window = { shadow: Uint8Array.of(0, 5), reads: [1], posts: [0], file: null };
     machine.loop.start();
     for (let round = 0; round < 50; round++) {
       live = machine.loop.addFast('pio', 0x60, 2, window);
@@ -382,14 +382,14 @@ describe.skipIf(!hasKvm)('fast path', () => {
 
   it('refuses overlap, shadows that are too short, offsets outside and unknown ranges', () => {
     const { loop } = guest({ blocks: ['hlt'] }, {});
-    const none = { shadow: null, reads: [], posts: [] };
+    const none = { shadow: null, reads: [], posts: [], file: null };
     const range = loop.addFast('pio', 0x60, 8, none);
     expect(() => loop.addFast('pio', 0x67, 8, none)).toThrow(RangeError);
     expect(() => loop.addFast('pio', 0x58, 9, none)).toThrow(RangeError);
     loop.addFast('pio', 0x58, 8, none);
     loop.addFast('mmio', 0x60, 8, none);
     expect(() => loop.addFast('pio', 0x80, 2, { ...none, shadow: new Uint8Array(1) })).toThrow(RangeError);
-    expect(() => loop.addFast('pio', 0x80, 2, { ...none, posts: [2] })).toThrow(RangeError);
+    expect(() => loop.addFast('pio', 0x80, 2, { ...none, posts: [2], file: null })).toThrow(RangeError);
     expect(() => loop.addFast('pio', 0x80, 0, none)).toThrow(RangeError);
     expect(() => loop.addFast('dma' as 'pio', 0x80, 1, none)).toThrow(TypeError);
     loop.removeFast(range);

@@ -105,7 +105,7 @@ describe.skipIf(!hasKvm)('pause and start', () => {
         },
       },
     );
-    machine.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0] });
+    machine.loop.addFast('pio', 0x60, 1, { shadow: null, reads: [], posts: [0], file: null });
     for (let round = 0; round < 20; round++) {
       machine.loop.start();
       await turn();

@@ -47,11 +47,13 @@ export class BringupDevices {
     this.#groups = made;
   }
 
-  /** Fails when anything still holds a device or the module. */
+  /** Also the devices of an earlier suite. Fails when anything still holds a device or the module. */
   async unload(): Promise<void> {
-    for (const n of this.#groups.keys()) await this.#host.run(`echo 1 > /sys/bus/mdev/devices/${uuidOf(n)}/remove`);
     this.#groups = [];
-    await this.#host.run('rmmod vfio_bringup');
+    const each = `${PARENT}/mdev_supported_types/vfio_bringup-pci/devices/*`;
+    await this.#host.run(
+      `[ ! -d /sys/module/vfio_bringup ] || { for d in ${each}; do [ ! -e $d ] || echo 1 > $d/remove || exit 1; done; rmmod vfio_bringup; }`,
+    );
   }
 
   async parameter(name: string, value: string | number): Promise<void> {

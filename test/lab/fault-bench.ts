@@ -1,15 +1,15 @@
 // What the tests of faults do in a pair of lab hosts: a link that does harm, a move that is to fail, and what must be true afterwards at both
 // ends. Used by faults.pair.test.ts.
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { expect } from 'vitest';
 import { judge } from '../../images/guest/verdict.ts';
 import type { RemoteProcess } from '../../lab/client.ts';
 import { LINK_ADDRESS } from '../../lab/link.ts';
 import { repoRoot } from '../../lab/root.ts';
-import { BOOT_LIMIT_MS, type Guest, MOVE_LIMIT_MS, type Move, type Pair } from './pair.ts';
-import { bundleProgram } from './programs/bundle.ts';
-import type { HarmOrder } from './programs/harm-link.ts';
+import { FaultDesk, type OpenLink } from './fault-desk.ts';
+import { BOOT_LIMIT_MS, type Guest, type Move, type Pair } from './pair.ts';
+import type { HarmOrder } from './programs/fault-desk.ts';
+import { soon } from './soon.ts';
 
 /** Generous: what a fault leaves of TCP's own patience (30 s and some) comes in here. */
 const GIVE_UP_LIMIT_MS = 180_000;
@@ -32,11 +32,8 @@ export const PLACES = {
   shut: { marker: '0001000400000000', direction: 'back', occurrence: 1 },
 } satisfies Record<string, Place>;
 
-export interface HarmfulLink {
+export interface HarmfulLink extends OpenLink {
   readonly uri: string;
-  readonly struck: Promise<void>;
-  cut(): void;
-  close(): void;
 }
 
 /** A guest's process that ends badly or never gets a guest: its exit code and what it said. */
@@ -46,48 +43,28 @@ export interface Ended {
   readonly console: string;
 }
 
-const QMP = `
-const socket = require('net').connect(process.argv[1]);
-let text = '';
-socket.on('data', (bytes) => {
-  text += bytes;
-  const lines = text.split('\\r\\n');
-  text = lines.pop();
-  for (const line of lines) if (JSON.parse(line).id === 'asked') { console.log(line); process.exit(0); }
-});
-socket.write('{"execute":"qmp_capabilities"}' + JSON.stringify({ ...JSON.parse(process.argv[2]), id: 'asked' }));`;
-
 export class FaultBench {
   readonly pair: Pair;
-  readonly #programs: readonly [string, string];
+  /** One on each side. */
+  readonly #desks: readonly [FaultDesk, FaultDesk];
   #links = 0;
 
-  private constructor(pair: Pair, programs: readonly [string, string]) {
+  private constructor(pair: Pair, desks: readonly [FaultDesk, FaultDesk]) {
     this.pair = pair;
-    this.#programs = programs;
+    this.#desks = desks;
   }
 
   static async over(pair: Pair): Promise<FaultBench> {
-    const [a, b] = pair.sides;
-    const programs = await Promise.all([a, b].map(({ host }) => bundleProgram('harm-link', host.share)));
-    return new FaultBench(pair, [programs[0]!, programs[1]!]);
+    const [a, b] = await Promise.all(pair.sides.map(({ host }) => FaultDesk.open(host)));
+    return new FaultBench(pair, [a!, b!]);
   }
 
   /** Runs in the destination's host, in front of it. */
   async link(to: Guest, place: Place, fate: HarmOrder['fate']): Promise<HarmfulLink> {
     const port = 5000 + this.#links++;
     const order: HarmOrder = { ...place, port, target: Number(to.uri?.split(':').at(-1)), fate };
-    const program = this.pair.sides[to.at].host.spawn(['node', this.#programs[to.at], JSON.stringify(order)]);
-    const said = (word: string) => heard(program, word);
-    const struck = said('struck');
-    struck.catch(() => undefined);
-    await said('listening');
-    return {
-      uri: `tcp:${LINK_ADDRESS[to.at]}:${port}`,
-      struck,
-      cut: () => program.stdin.write('cut\n'),
-      close: () => program.disconnect(),
-    };
+    const link = await this.#desks[to.at].link(order);
+    return { ...link, uri: `tcp:${LINK_ADDRESS[to.at]}:${port}` };
   }
 
   /** Starts a migrate that goes on while the test does harm. */
@@ -112,21 +89,17 @@ export class FaultBench {
   }
 
   /** One command to a guest's control socket, and its answer. */
-  async qmp(guest: Guest, command: { execute: string; arguments?: object }): Promise<Record<string, unknown>> {
-    const path = guest.control.replace(/^unix:/, '');
-    const answer = await this.pair.sides[guest.at].host.run(['node', '-e', QMP, path, JSON.stringify(command)], {
-      timeoutMs: MOVE_LIMIT_MS,
-    });
-    return JSON.parse(answer) as Record<string, unknown>;
+  qmp(guest: Guest, command: { execute: string; arguments?: object }): Promise<Record<string, unknown>> {
+    return this.#desks[guest.at].ask({ path: guest.control.replace(/^unix:/, ''), command });
   }
 
   async status(guest: Guest): Promise<{ status: string; migration: string | undefined }> {
-    const result = await this.pair.ferry(guest.at, 'status', guest.control, '--json');
-    const { status, migrate } = JSON.parse(result.stdout) as {
-      status: { status: string };
-      migrate: { status?: string };
+    const { return: status } = await this.qmp(guest, { execute: 'query-status' });
+    const { return: migration } = await this.qmp(guest, { execute: 'query-migrate' });
+    return {
+      status: (status as { status: string }).status,
+      migration: (migration as { status?: string }).status,
     };
-    return { status: status.status, migration: migrate.status };
   }
 
   /** Of a process that is about to end. */
@@ -170,29 +143,4 @@ export function expectCancelled(move: Move): void {
   expect(move.code, move.stderr).toBe(1);
   expect(move.outcome, move.stderr).toMatchObject({ status: 'cancelled', error: null, unanswered: false });
   expect(move.stderr).toMatch(/the guest runs here/);
-}
-
-export async function soon<T>(what: string, work: Promise<T>, limitMs = MOVE_LIMIT_MS): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what} did not come within ${limitMs / 1000} s`)), limitMs);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-function heard(program: RemoteProcess, word: string): Promise<void> {
-  let stderr = '';
-  program.stderr.on('data', (bytes: Buffer) => (stderr += bytes.toString()));
-  const line = new Promise<void>((resolve, reject) => {
-    createInterface({ input: program.stdout }).on('line', (text) => text === word && resolve());
-    program.done.then(
-      () => reject(new Error(`the harmful link ended before it was ${word}: ${stderr}`)),
-      (error: Error) => reject(error),
-    );
-  });
-  return soon(`"${word}" of the harmful link`, line);
 }

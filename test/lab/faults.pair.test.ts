@@ -4,9 +4,10 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { faultsOf, judge } from '../../images/guest/verdict.ts';
 import type { Fate } from '../fakes/harm-link.ts';
-import { expectCancelled, expectFailed, FaultBench, PLACES, type Place, soon } from './fault-bench.ts';
+import { expectCancelled, expectFailed, FaultBench, PLACES, type Place } from './fault-bench.ts';
 import { said } from './flat-console.ts';
 import { type Guest, Pair, pairUnavailable, untilSaid } from './pair.ts';
+import { soon } from './soon.ts';
 
 const unavailable = pairUnavailable();
 if (unavailable !== null) console.log(`skipped: faults: ${unavailable}`);

@@ -203,6 +203,7 @@ describe('the dirty source of a device', () => {
     const table = dmaWith(port('iommufd'));
     const spaces = [table, table, dmaWith(port('iommufd')), dmaWith(port('container')), dmaWith(null)];
     const type = createVfioPciType({
+      vcpuAccess: true,
       door: kvmNode(),
       paths: tree.paths,
       objects: [],
@@ -224,6 +225,7 @@ describe('the dirty source of a device', () => {
 
   it("is the device's own log where it has one, with the page table behind it", async () => {
     const type = createVfioPciType({
+      vcpuAccess: true,
       door: kvmNode(),
       paths: tree.paths,
       objects: [],

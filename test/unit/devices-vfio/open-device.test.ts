@@ -91,7 +91,7 @@ describe('the openers of a machine', () => {
     [{ host: BDF, iommufd: 'iommufd7' }, /--object iommufd,id=iommufd7/],
     [{ fd: 999 }, /fd=999 of --device is not open in this process/],
   ])('are asked by the properties of --device: %j', async (properties, words) => {
-    const type = createVfioPciType({ door: kernel, paths: tree.paths, objects: [], open: null });
+    const type = createVfioPciType({ vcpuAccess: true, door: kernel, paths: tree.paths, objects: [], open: null });
     await expect(async () => type.create(host, 'dev0', properties)).rejects.toThrow(words);
   });
 });

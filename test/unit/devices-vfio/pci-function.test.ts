@@ -28,6 +28,7 @@ function made(options: FakeOptions = {}) {
     id: 'dev0',
     transport: fake,
     mmap: true,
+    vcpuAccess: true,
     dirty: new AllOfRam(host.memory.ranges),
     live: () => new Immovable('not in this test'),
     closed: () => {
@@ -278,7 +279,15 @@ describe('MSI and INTx', () => {
     const fake = new FakeVfio();
     fake.irqs.refuseUnmaskBy = true;
     const host = new FakeHost(sizedRam(1 << 20));
-    const parts = { host, id: 'dev0', transport: fake, mmap: true, dirty: new AllOfRam([]), closed: () => {} };
+    const parts = {
+      host,
+      id: 'dev0',
+      transport: fake,
+      mmap: true,
+      vcpuAccess: true,
+      dirty: new AllOfRam([]),
+      closed: () => {},
+    };
     new VfioPciFunction({ ...parts, live: () => new Immovable('') }).attached({
       bus: 0,
       slot: 1,
@@ -294,7 +303,15 @@ describe('MSI and INTx', () => {
     const fake = new FakeVfio({ config: fakeConfig({ bars: [1] }), regions: [bar(0, 8, [])], irqs: [irq(0, 1)] });
     fake.irqs.refuseUnmaskBy = true;
     const host = new FakeHost(sizedRam(1 << 20));
-    const parts = { host, id: 'dev0', transport: fake, mmap: true, dirty: new AllOfRam([]), closed: () => {} };
+    const parts = {
+      host,
+      id: 'dev0',
+      transport: fake,
+      mmap: true,
+      vcpuAccess: true,
+      dirty: new AllOfRam([]),
+      closed: () => {},
+    };
     const device = new VfioPciFunction({ ...parts, live: () => new Immovable('') });
     device.attached({ bus: 0, slot: 1, function: 0, gsi: 17 });
     device.writeConfig(0x10, 4, 0x1000);

@@ -25,6 +25,7 @@ async function sourceOf(options: FakeOptions, region: RegionDirtyPort | null, pr
   if (region !== null) Object.defineProperty(fake.migration, 'dirtyPages', { value: region });
   const open = async () => ({ transport: fake, dma: null });
   const type = createVfioPciType({
+    vcpuAccess: true,
     objects: [],
     door: new LegacyKernel(new MigrationRegionDevice()),
     paths: tree.paths,
@@ -51,7 +52,7 @@ describe('the dirty source', () => {
 describe('a mediated device', () => {
   const UUID = '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001';
   const open = (properties: Record<string, PropertyValue>, door = new LegacyKernel(new MigrationRegionDevice())) =>
-    createVfioPciType({ objects: [], door, paths: tree.paths, open: null }).create(
+    createVfioPciType({ vcpuAccess: true, objects: [], door, paths: tree.paths, open: null }).create(
       new FakeHost(sizedRam(MIB)),
       'dev0',
       properties,
@@ -66,7 +67,7 @@ describe('a mediated device', () => {
 
 describe('properties', () => {
   const create = (kernel: LegacyKernel, properties: Record<string, PropertyValue>) =>
-    createVfioPciType({ objects: [], door: kernel, paths: tree.paths, open: null }).create(
+    createVfioPciType({ vcpuAccess: true, objects: [], door: kernel, paths: tree.paths, open: null }).create(
       new FakeHost(sizedRam(MIB)),
       'dev0',
       {
@@ -95,6 +96,7 @@ describe('properties', () => {
     const fake = new FakeVfio({ dmaLog: false });
     const door = new LegacyKernel(new MigrationRegionDevice());
     const type = createVfioPciType({
+      vcpuAccess: true,
       objects: [],
       door,
       paths: tree.paths,

@@ -59,7 +59,8 @@ describe.each(['pumpPiecesFrom', 'pumpPiecesTo'] as const)('%s refuses', (call) 
     const attempt = () => (a[call] as (pieces: unknown, tag: bigint) => unknown).call(a, pieces, TAG);
     expect(attempt).toThrow(kind);
     expect(attempt).not.toThrow(SysError);
-    expect(descriptors()).toBe(before);
+    // Sockets of the tests before may still be closing.
+    expect(descriptors()).toBeLessThanOrEqual(before);
     expect([a.txBytes, b.rxBytes]).toEqual([0, 0]);
     close();
   });

@@ -198,7 +198,7 @@ describe('claims', () => {
   });
 
   it('fast windows follow their claim, and what was posted before a removal still arrives', () => {
-    const fast: FastWindow = { shadow: null, reads: [], posts: [0] };
+    const fast: FastWindow = { shadow: null, reads: [], posts: [0], file: null };
     const { bus: b, fast: port } = bus();
     const r = memoryRegion('r', 8, { fast });
     const handle = b.claim({ space: 'pio', base: 0x3f8, region: r.region });
