@@ -24,7 +24,7 @@ export const END_LIMIT_MS = 60_000;
 
 /** memmap= keeps the DMA ring's pages from the kernel: only the device writes them (main-job.md, the guest's workload). A tick is 60 exits,
  *  a line of counters 500: as often as in the demo they take half of a lab host's CPU. */
-const PACE = 'memmap=2M$0xe000000 tick=200 stat=2000 clock=200';
+const PACE = 'memmap=2M$0xe000000 tick=400 stat=2000 clock=200';
 /** What a kernel does for safety alone costs a third of its start under emulation (measured: 5.5 s of CPU, not 8.5). boot.test boots without. */
 const LIGHT = 'mitigations=off init_on_alloc=0 apparmor=0 audit=0 cgroup_disable=memory';
 export const WORKLOAD = `console=ttyS0 quiet panic=-1 ${LIGHT} ${PACE}`;

@@ -1,5 +1,5 @@
-// Real VFIO in one lab host: devices/vfio without a guest, guests with real devices, traces. In this order: the first finds edu with no driver, the
-// last leaves it to ours.
+// Real VFIO in one lab host: guests with real devices, devices/vfio without a guest, traces. In this order: the first two find edu with
+// no driver, the last leaves it to ours.
 import { afterAll, beforeAll, describe } from 'vitest';
 import { type Lab, startLab } from '../../lab/lab.ts';
 import { pairUnavailable } from './pair.ts';
@@ -17,7 +17,7 @@ describe.skipIf(unavailable !== null)('one host with edu and NVMe', () => {
   });
   afterAll(() => lab?.close());
 
-  vfioEdu(() => lab);
   vfioGuest(() => lab);
+  vfioEdu(() => lab);
   vfioTrace(() => lab);
 });
