@@ -8,7 +8,7 @@ import { type MachineBuilder, receiveFrom } from '../migration/destination.ts';
 import { migrateTo } from '../migration/source.ts';
 import { type GuestRam, kvmNode, type SocketAddress } from '../native/addon.ts';
 import type { Log, MachineConfig, MachineHost } from '../vmm/api.ts';
-import { checkCpuContract } from '../vmm/cpu-contract.ts';
+import { checkCpuContract, readHostOffer } from '../vmm/cpu-contract.ts';
 import { buildForIncoming, buildMachine } from '../vmm/machine.ts';
 import { PreparedRam } from '../vmm/prepared-ram.ts';
 
@@ -86,6 +86,8 @@ async function destination(order: Order, address: Promise<SocketAddress>): Promi
   const kvm = kvmNode();
   // As `ferry receive --memory SIZE --preallocate` does, and as QEMU does with prealloc=on.
   const prepared = order.preallocate ? await PreparedRam.of(order.bytes) : null;
+  // As `ferry receive` does before it listens.
+  const offer = readHostOffer();
   tell({ started: true });
   const listener = kvm.listen(await address);
   tell({ ready: kvm.localAddress(listener) });
@@ -100,7 +102,7 @@ async function destination(order: Order, address: Promise<SocketAddress>): Promi
     clock: 'stop',
   };
   const builder: MachineBuilder = {
-    checkCpuContract,
+    checkCpuContract: (wanted) => checkCpuContract(wanted, offer),
     buildForIncoming: (config, cpu, machineHost) => buildForIncoming(config, cpu, machineHost, prepared),
   };
   const machine = await receiveFrom(channel, receiveHost, builder).machine;

@@ -30,8 +30,15 @@ export function readContract(addon: KvmNode, vm: Vm, vcpu: number, cpuid: readon
   };
 }
 
-/** What this host lacks, one sentence each; empty when a machine with this contract can run here. */
-export function checkCpuContract(wanted: CpuContract, addon: KvmNode = kvmNode()): string[] {
+/** What a guest from elsewhere could have here. */
+export interface HostOffer {
+  readonly contract: CpuContract;
+  /** KVM can scale the TSC. */
+  readonly tscControl: boolean;
+}
+
+/** Some 20 ms: a VM is made and given up for it. Throws SysError where KVM cannot do that. */
+export function readHostOffer(addon: KvmNode = kvmNode()): HostOffer {
   const vm = new Vm(addon);
   let vcpu: number | null = null;
   try {
@@ -39,12 +46,16 @@ export function checkCpuContract(wanted: CpuContract, addon: KvmNode = kvmNode()
     const cpuid = hostCpuid(addon, vm, { cpus: 1, xsave: true });
     vcpu = addon.ioctl('KVM_CREATE_VCPU', vm.fd, KVM_CREATE_VCPU, 0);
     setCpuid(addon, vcpu, cpuid);
-    const here = readContract(addon, vm, vcpu, cpuid);
-    return compareContracts(wanted, here, vm.abilities.tscControl);
+    return { contract: readContract(addon, vm, vcpu, cpuid), tscControl: vm.abilities.tscControl };
   } finally {
     if (vcpu !== null) addon.closeFd(vcpu);
     vm.close();
   }
+}
+
+/** What this host lacks, one sentence each; empty when a machine with this contract can run here. */
+export function checkCpuContract(wanted: CpuContract, here: HostOffer = readHostOffer()): string[] {
+  return compareContracts(wanted, here.contract, here.tscControl);
 }
 
 /** `here`: this host's; `tscControl`: its KVM can scale the TSC. Pure. */

@@ -33,6 +33,15 @@ void TuneStream(int fd) {
   // On a UNIX socket these fail, and nothing is lost.
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
   for (const auto& option : options) setsockopt(fd, IPPROTO_TCP, option.name, &option.value, sizeof option.value);
+  // TCP's buffer grows by itself, a UNIX socket's stays at 208 KiB: sender and receiver then wait for each other in turn (measured: RAM goes a
+  // quarter faster with this). Past net.core.wmem_max with CAP_NET_ADMIN only. socket(7), SO_SNDBUFFORCE
+  int family = 0;
+  socklen_t length = sizeof family;
+  if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) < 0 || family != AF_UNIX) return;
+  int buffer = 2 << 20;
+  if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer) < 0) {
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
+  }
 }
 
 namespace {

@@ -40,6 +40,22 @@ describe('connecting', () => {
     kvm.closeListener(listener);
   });
 
+  it('lets a sender on a UNIX socket be far ahead of its reader, further than the system allows by itself', async (context) => {
+    // socket(7), SO_SNDBUFFORCE
+    if (process.getuid?.() !== 0) context.skip('only root may have a socket buffer beyond net.core.wmem_max');
+    const ahead = 1 << 20;
+    expect(Number(readFileSync('/proc/sys/net/core/wmem_default', 'utf8'))).toBeLessThan(ahead);
+    const listener = kvm.listen(unix(join(dir, 'ahead')));
+    const accepted = kvm.accept(listener);
+    const sender = kvm.channel(await kvm.connect(unix(join(dir, 'ahead')), 5000));
+    const reader = await accepted;
+    // Nobody reads.
+    await sender.write(new Uint8Array(ahead));
+    sender.abort();
+    kvm.closeFd(reader);
+    kvm.closeListener(listener);
+  });
+
   it('says by errno why it did not come about', async () => {
     const listener = kvm.listen(inet('127.0.0.1'));
     const { port } = kvm.localAddress(listener);
