@@ -207,8 +207,9 @@ export class VfioPciFunction implements PciFunction {
       if (msixState !== null) this.#msix?.restore(msixState);
       // PCI_COMMAND before the interrupts, as it is after a boot.
       this.#pushCommand();
-      this.#bars.update();
     });
+    // After the interrupts: who reaches the BARs depends on them.
+    this.#bars.update();
     this.#followLine();
   }
 }

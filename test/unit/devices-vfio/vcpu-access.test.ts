@@ -70,6 +70,13 @@ describe('accesses of a guest to a BAR', () => {
     expect(host.fastAt(BASE)).toBeNull();
   });
 
+  it('come here when INTx came with a state to where it is unmasked from here', () => {
+    const source = made(TRAPPED);
+    const here = made(TRAPPED, { refuseUnmaskBy: true });
+    here.device.state.load(source.device.state.save(), 1);
+    expect(here.host.fastAt(BASE)).toBeNull();
+  });
+
   it('come here too when that came with a state, and after a reset', async () => {
     const source = made(TRAPPED);
     msi(source.device, true);
