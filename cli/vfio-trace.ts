@@ -121,20 +121,30 @@ function hint(error: SysError): string {
   return `${error.syscall} failed (${error.code})`;
 }
 
-/** What reaches Ferry alone is passed on; a terminal sends SIGINT and SIGQUIT to the command too. */
+/** What reaches Ferry alone is passed on; a terminal sends SIGINT and SIGQUIT to the command too. To be made before the command is started, which
+ *  may send one at once; what comes before its process is known waits for it. */
 class ForwardedSignals {
   readonly #handlers: { name: NodeJS.Signals; handler: () => void }[] = [];
+  readonly #waiting: NodeJS.Signals[] = [];
+  #pid: number | null = null;
 
-  to(pid: number): void {
+  constructor() {
     const atTerminal = process.stdin.isTTY || process.stdout.isTTY || process.stderr.isTTY;
     for (const name of ['SIGTERM', 'SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGCONT'] as const) {
       const both = atTerminal && (name === 'SIGINT' || name === 'SIGQUIT');
       const handler = () => {
-        if (!both) kill(pid, name);
+        if (both) return;
+        if (this.#pid === null) this.#waiting.push(name);
+        else kill(this.#pid, name);
       };
       process.on(name, handler);
       this.#handlers.push({ name, handler });
     }
+  }
+
+  to(pid: number): void {
+    this.#pid = pid;
+    for (const name of this.#waiting.splice(0)) kill(pid, name);
   }
 
   close(): void {
