@@ -14,9 +14,8 @@ export function openMigrationRoom(prepared: PreparedRam | null): MigrationDoor {
   return {
     connect: connectPeer,
     listen: async (uri) => {
-      const listener = await listenForPeer(uri);
       offer = offerOfHost();
-      return listener;
+      return listenForPeer(uri);
     },
     migrateTo,
     receiveFrom: (peer, host) =>
@@ -27,7 +26,8 @@ export function openMigrationRoom(prepared: PreparedRam | null): MigrationDoor {
   };
 }
 
-/** Read while nobody waits. null: it cannot be read, which whoever receives a guest is told. */
+/** Read while nobody waits, and before anything is there that would have to be taken back: a host without KVM (VmmError) can receive nothing.
+ *  null: KVM is there and refuses a call, which whoever receives a guest is told. */
 function offerOfHost(): HostOffer | null {
   try {
     return readHostOffer();

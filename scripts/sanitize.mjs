@@ -40,6 +40,7 @@ const TESTS = [
   ...readdirSync(join(ROOT, 'test/unit/native'))
     .filter((file) => /^(guest-ram|page-bitmap|dirty-ring|fd-|ioctl|channel|socket|tracer).*\.test\.ts$/.test(file))
     .map((file) => `test/unit/native/${file}`),
+  'test/kvm/native-fast-file.test.ts',
   'test/kvm/native-vcpu-loop.test.ts',
   'test/kvm/native-vcpu-pause.test.ts',
 ];

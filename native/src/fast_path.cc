@@ -171,7 +171,7 @@ bool FastPath::Remove(uint32_t range, const std::vector<Hazard*>& hazards) {
   if (!found) return false;
   Swap(std::move(next));
   const FastTable* newest = tables_.back().get();
-  // A lookup is a fraction of a microsecond; the yield is for a vCPU thread that lost its CPU in the middle of one.
+  // A lookup is a fraction of a microsecond; the yield is for a vCPU thread that lost its CPU in the middle of one, or waits for a driver.
   for (Hazard* hazard : hazards) {
     const FastTable* used = hazard->load(std::memory_order_seq_cst);
     while (used != nullptr && used != newest) {

@@ -29,6 +29,7 @@ void CopyPage(uint8_t* into, const uint8_t* from) {
     for (size_t i = 0; i < 4; i++) _mm_stream_si128(reinterpret_cast<__m128i*>(into + at + 16 * i), parts[i]);
   }
 }
+
 constexpr char kDoing[] = "reading RAM pages";
 
 bool Bit(const std::vector<uint64_t>& bits, uint64_t at) { return (bits[at / 64] >> (at % 64)) & 1; }

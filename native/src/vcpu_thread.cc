@@ -1,4 +1,5 @@
-// The body of a vCPU thread. No allocation and no syscall but KVM_RUN between two fast exits (and the one of a device fd); one futex wait for an exit that JS answers.
+// The body of a vCPU thread. No allocation and no syscall but KVM_RUN between two fast exits (and the one of a device fd); one futex wait for
+// an exit that JS answers.
 #include "vcpu_thread.h"
 
 #include <linux/futex.h>

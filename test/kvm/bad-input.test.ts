@@ -132,6 +132,18 @@ describe.skipIf(unavailable !== null)('ferry run refuses in one line', () => {
     expect(refusal(['--kernel', hello], hidden)).toMatch(/no KVM: enable virtualisation .*`ferry lab`/);
   });
 
+  it.skipIf(noOther !== null)(
+    'a /dev/kvm that is missing, of ferry receive: before anybody can reach it, and nothing is left',
+    () => {
+      const socket = join(own, 'incoming');
+      const argv = ['-m', 'sh', '-c', 'mount -t tmpfs none /dev && exec "$@"', 'sh', join(ROOT, 'bin/ferry')];
+      const { status, stderr } = spawnSync('unshare', [...argv, 'receive', `unix:${socket}`], { encoding: 'utf8' });
+      expect(status, stderr).toBe(2);
+      expect(stderr).toMatch(/^ferry: .*no KVM: enable virtualisation [^\n]*\n$/);
+      expect(existsSync(socket)).toBe(false);
+    },
+  );
+
   it.skipIf(noOther !== null)('a /dev/kvm that this user may not open, also when no cache can be had', () => {
     const closed = join(dir, 'kvm');
     writeFileSync(closed, '', { mode: 0 });

@@ -76,6 +76,16 @@ describe('ferry vfio trace', () => {
     expect((await ferry('trace', '--', 'sh', '-c', script)).code).toBe(33);
   });
 
+  it('passes on what comes while the command is being started', async () => {
+    const addon = kvmNode();
+    const start = addon.traceProgram;
+    vi.spyOn(addon, 'traceProgram').mockImplementation((...given) => {
+      process.emit('SIGTERM', 'SIGTERM');
+      return start(...given);
+    });
+    expect((await ferry('trace', '--', 'sleep', '60')).code).toBe(128 + 15);
+  });
+
   it('refuses what makes no sense in one line', async () => {
     await expect(ferry('trace')).rejects.toThrow(/either -- COMMAND or --show FILE is wanted/);
     await expect(ferry('trace', '--show', 'x', '--', 'true')).rejects.toThrow(/either/);

@@ -19,8 +19,9 @@ const MSIX = 0xb0;
 const MSI = 0xa0;
 const TABLE = 0x2000;
 
-function made(options: FakeOptions = {}) {
+function made(options: FakeOptions = {}, { refuseUnmaskBy } = { refuseUnmaskBy: false }) {
   const fake = new FakeVfio(options);
+  fake.irqs.refuseUnmaskBy = refuseUnmaskBy;
   const host = new FakeHost(sizedRam(1 << 20));
   let closed = 0;
   const device = new VfioPciFunction({
@@ -276,44 +277,15 @@ describe('MSI and INTx', () => {
   });
 
   it('unmasks on this thread where the kernel cannot by eventfd', () => {
-    const fake = new FakeVfio();
-    fake.irqs.refuseUnmaskBy = true;
-    const host = new FakeHost(sizedRam(1 << 20));
-    const parts = {
-      host,
-      id: 'dev0',
-      transport: fake,
-      mmap: true,
-      vcpuAccess: true,
-      dirty: new AllOfRam([]),
-      closed: () => {},
-    };
-    new VfioPciFunction({ ...parts, live: () => new Immovable('') }).attached({
-      bus: 0,
-      slot: 1,
-      function: 0,
-      gsi: 17,
-    });
+    const { fake, host } = made({}, { refuseUnmaskBy: true });
     expect(host.watched[0]?.fd).toBe(host.irq.levels[0]!.resampleFd);
     host.watched[0]!.callback(1n);
     expect(fake.calls.at(-1)).toBe('irq 0 unmask 0');
   });
 
   it("there, what the guest has acknowledged is unmasked before its next access to the device's ports, and only once", () => {
-    const fake = new FakeVfio({ config: fakeConfig({ bars: [1] }), regions: [bar(0, 8, [])], irqs: [irq(0, 1)] });
-    fake.irqs.refuseUnmaskBy = true;
-    const host = new FakeHost(sizedRam(1 << 20));
-    const parts = {
-      host,
-      id: 'dev0',
-      transport: fake,
-      mmap: true,
-      vcpuAccess: true,
-      dirty: new AllOfRam([]),
-      closed: () => {},
-    };
-    const device = new VfioPciFunction({ ...parts, live: () => new Immovable('') });
-    device.attached({ bus: 0, slot: 1, function: 0, gsi: 17 });
+    const ports8 = { config: fakeConfig({ bars: [1] }), regions: [bar(0, 8, [])], irqs: [irq(0, 1)] };
+    const { fake, host, device } = made(ports8, { refuseUnmaskBy: true });
     device.writeConfig(0x10, 4, 0x1000);
     device.writeConfig(4, 2, 0x0001);
     const ports = host.regionAt(0x1000)!;

@@ -1,5 +1,5 @@
 // devices/platform/serial.ts by the PC16550D datasheet and by what Linux's 8250 driver does.
-import { describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { Serial } from '../../../devices/platform/serial.ts';
 import { expectStateConformance } from '../../conformance/device-state.ts';
 import { type FakeHost, fakeHost } from '../../fakes/device-host.ts';
@@ -56,6 +56,9 @@ describe('transmitting', () => {
   it('hands over without being asked: a line in the next turn of the loop, what is none in one run soon after', async () => {
     // Its own time, for a busy machine may be away for longer than the run waits.
     vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    onTestFinished(() => {
+      vi.useRealTimers();
+    });
     const host = fakeHost();
     const runs: string[] = [];
     const out = (bytes: Uint8Array) => runs.push(Buffer.from(bytes).toString());
@@ -72,7 +75,6 @@ describe('transmitting', () => {
     vi.advanceTimersByTime(5);
     expect(runs).toEqual(['ab\n', '$ ']);
     serial.close();
-    vi.useRealTimers();
   });
 
   it('is always ready: THRE and TEMT stay set', () => {
