@@ -162,6 +162,7 @@ export class Iommufd {
       map: (range) => ioas.map(range),
       unmap: (range) => ioas.unmap(range),
       dirty: attached.table?.dirty ?? null,
+      peers: null,
     };
     return { transport, dma };
   }

@@ -17,6 +17,7 @@ import { HEADER } from '../pci/config-space.ts';
 import { MsiCapability } from '../pci/msi.ts';
 import { Msix } from '../pci/msix.ts';
 import { FunctionConfig } from './function-config.ts';
+import type { PeerBars } from './peer-bars.ts';
 import { barsOf, type DeviceBar, type MsixWindow } from './regions.ts';
 import { type ResetHost, resetDevice } from './reset.ts';
 import type { VfioTransport } from './transport.ts';
@@ -32,6 +33,8 @@ export interface VfioPciParts {
   readonly mmap: boolean;
   /** false: every access goes through `transport` (a trace). */
   readonly vcpuAccess: boolean;
+  /** Null: no other device reaches its BARs. */
+  readonly peers: PeerBars | null;
   readonly dirty: DirtySource;
   /** Made over this function, because the ladder needs its rearm(). */
   live(device: VfioPciFunction): Migratable;
@@ -60,6 +63,7 @@ export class VfioPciFunction implements PciFunction {
   readonly #msix: Msix | null;
   readonly #vectors: Vectors;
   readonly #powerOn: Uint8Array;
+  readonly #peers: PeerBars | null;
   readonly #closed: () => void;
   /** Whether this thread must see the guest's accesses: as long as the line is unmasked by it. */
   #hooked = false;
@@ -72,6 +76,7 @@ export class VfioPciFunction implements PciFunction {
     this.#closed = () => parts.closed();
     this.#host = host;
     this.#transport = transport;
+    this.#peers = parts.peers;
     const config = new FunctionConfig(transport);
     this.#config = config;
     const changed = (mode: 'msi' | 'msix') => (vector: number) => this.#vectors.changed(mode, vector);
@@ -84,6 +89,7 @@ export class VfioPciFunction implements PciFunction {
     const vectors = this.#vectors;
     const barHost = {
       ...{ id, transport, slots: host.slots, window, mmap: parts.mmap, vcpuAccess: parts.vcpuAccess },
+      peers: parts.peers,
       get beforeAccess() {
         return vectors.beforeAccess;
       },
@@ -94,6 +100,7 @@ export class VfioPciFunction implements PciFunction {
     this.live = parts.live(this);
     // The guest starts with bus mastering and interrupts off, whatever the host left.
     this.#pushCommand();
+    this.#peers?.joined();
   }
 
   attached(address: PciAddress): void {
@@ -150,6 +157,8 @@ export class VfioPciFunction implements PciFunction {
     this.#isOpen = false;
     this.#vectors.down();
     this.#bars.close();
+    this.#peers?.left();
+    await this.#peers?.settled();
     for (const bar of this.#deviceBars) bar.close();
     await this.#transport.close();
     this.#closed();

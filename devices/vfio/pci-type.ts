@@ -12,8 +12,9 @@ import { ABI_CHOICES, type AbiWish } from './migration/probe-abi.ts';
 import { RegionDirty } from './migration/region-dirty.ts';
 import { DeviceOpener, type IommufdObject } from './open-device.ts';
 import { VfioPciFunction } from './pci-function.ts';
+import { PeerBars } from './peer-bars.ts';
 import { forceReset } from './reset.ts';
-import type { ContainerDirtyPort, DmaSpace, OpenedDevice, VfioTransport } from './transport.ts';
+import type { ContainerDirtyPort, DmaSpace, OpenedDevice, PeerDmaPort, VfioTransport } from './transport.ts';
 
 const PAGE = 4096;
 /** Measured: edu needs 0.2-0.3 s (its DMA engine takes 100 ms a transfer). Others say theirs by the property. */
@@ -60,6 +61,8 @@ interface Shared {
   readonly opener: DeviceOpener;
   /** By what reports the pages: all devices of the container, or of one IOMMU page table, share a source. null: nothing does. */
   readonly iommuDirty: Map<ContainerDirtyPort | null, DirtySource>;
+  /** By what their DMA goes through: the devices that share it reach each other. */
+  readonly peers: Map<PeerDmaPort, PeerBars>;
   devices: number;
 }
 
@@ -80,7 +83,7 @@ export function createVfioPciType({ door, paths, vcpuAccess, objects, open }: Vf
     const known = machines.get(host);
     if (known !== undefined) return known;
     const opener = new DeviceOpener(door, paths, host, objects);
-    const made: Shared = { opener, iommuDirty: new Map(), devices: 0 };
+    const made: Shared = { opener, iommuDirty: new Map(), peers: new Map(), devices: 0 };
     machines.set(host, made);
     return made;
   };
@@ -93,7 +96,8 @@ export function createVfioPciType({ door, paths, vcpuAccess, objects, open }: Vf
       const { transport, dma } =
         open === null ? await openWith(shared.opener, properties) : await open(addressOf(properties), host);
       try {
-        const dirty = dirtyOf({ host, door, shared, transport, dma, properties });
+        const peers = peersOf(host, shared, dma?.peers ?? null);
+        const dirty = dirtyOf({ host, door, shared, transport, dma, properties, peers });
         const device = new VfioPciFunction({
           host,
           id,
@@ -101,7 +105,8 @@ export function createVfioPciType({ door, paths, vcpuAccess, objects, open }: Vf
           dirty,
           mmap: properties['x-no-mmap'] !== true,
           vcpuAccess,
-          live: (made) => liveOf(made, transport, shared, properties),
+          peers,
+          live: (made) => liveOf({ device: made, transport, shared, properties, peers }),
           closed: () => {
             shared.devices -= 1;
           },
@@ -156,6 +161,15 @@ function wishOf(properties: Readonly<Record<string, PropertyValue>>): AbiWish {
   return { abi, split: properties['split'] === true };
 }
 
+function peersOf(host: DeviceHost, shared: Shared, port: PeerDmaPort | null): PeerBars | null {
+  if (port === null) return null;
+  const known = shared.peers.get(port);
+  if (known !== undefined) return known;
+  const made = new PeerBars({ port, log: host.log });
+  shared.peers.set(port, made);
+  return made;
+}
+
 interface DirtyParts {
   readonly host: DeviceHost;
   readonly door: KernelDoor;
@@ -163,10 +177,11 @@ interface DirtyParts {
   readonly transport: VfioTransport;
   readonly dma: DmaSpace | null;
   readonly properties: Readonly<Record<string, PropertyValue>>;
+  readonly peers: PeerBars | null;
 }
 
 /** The device's log or what its migration region tells, else the container's or the IOMMU's pages, else all of RAM. */
-function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts): DirtySource {
+function dirtyOf({ host, door, shared, transport, dma, properties, peers }: DirtyParts): DirtySource {
   const ram = host.memory.ranges;
   const newBitmap = () => door.createBitmap(host.ram.size / PAGE);
   const port = dma?.dirty ?? null;
@@ -176,17 +191,35 @@ function dirtyOf({ host, door, shared, transport, dma, properties }: DirtyParts)
     shared.iommuDirty.set(port, others);
   }
   if (properties['x-device-log'] === false) return others;
-  if (transport.dmaLog !== null) return new DmaLog(transport.dmaLog, ram, newBitmap, others);
+  if (transport.dmaLog !== null) {
+    const log = new DmaLog({
+      port: transport.dmaLog,
+      ram,
+      newBitmap,
+      fallback: others,
+      bars: () => peers?.ranges ?? [],
+    });
+    // It may fail: its reports do, too, then, and all of RAM is dirty.
+    peers?.onChange(() => {
+      log
+        .reachChanged()
+        .catch((err) => host.log.warn({ err }, `${transport.name}: its DMA log could not follow a BAR`));
+    });
+    return log;
+  }
   const region = transport.migration?.dirtyPages ?? null;
   return region === null ? others : new RegionDirty(region, ram, newBitmap, others);
 }
 
-function liveOf(
-  device: VfioPciFunction,
-  transport: VfioTransport,
-  shared: Shared,
-  properties: Readonly<Record<string, PropertyValue>>,
-): Migratable {
+interface LiveParts {
+  readonly device: VfioPciFunction;
+  readonly transport: VfioTransport;
+  readonly shared: Shared;
+  readonly properties: Readonly<Record<string, PropertyValue>>;
+  readonly peers: PeerBars | null;
+}
+
+function liveOf({ device, transport, shared, properties, peers }: LiveParts): Migratable {
   const port = transport.migration;
   if (port === null) {
     return new Immovable(
@@ -207,5 +240,6 @@ function liveOf(
     disabled: properties['enable-migration'] === 'off',
     requireValidated: properties['require-validated'] === true,
     deviceCount: () => shared.devices,
+    peersMapped: async () => peers?.settled(),
   });
 }

@@ -7,6 +7,7 @@ import type { FastWindow, GpaRange, HostMapping, Region, SlotHandle, SlotPort, W
 import type { BarKind, BarMapping, BarSpec } from '../pci/bars.ts';
 import { HEADER } from '../pci/config-space.ts';
 import type { Msix, MsixShape } from '../pci/msix.ts';
+import type { PeerBars } from './peer-bars.ts';
 import type { VfioRegionInfo, VfioTransport } from './transport.ts';
 
 const PAGE = 4096;
@@ -32,6 +33,8 @@ export interface BarHost {
   readonly beforeAccess: (() => void) | null;
   /** false: every access is to be seen by this thread (a trace). */
   readonly vcpuAccess: boolean;
+  /** Null: the guest's other devices cannot reach its BARs. */
+  readonly peers: PeerBars | null;
 }
 
 /** Every BAR that the device has, ready for Bars.add(). `raw`: the device's own configuration header. */
@@ -53,11 +56,13 @@ export class DeviceBar implements BarMapping {
   readonly spec: BarSpec;
   readonly windows: readonly GpaRange[];
   readonly #slots: SlotPort;
+  readonly #peers: PeerBars | null;
   readonly #mappings: { readonly window: GpaRange; readonly mapping: HostMapping }[] = [];
   #placed: SlotHandle[] = [];
 
   constructor(host: BarHost, info: VfioRegionInfo, kind: BarKind, prefetchable: boolean) {
     this.#slots = host.slots;
+    this.#peers = host.peers;
     const shape = host.window?.shape ?? null;
     this.windows = host.mmap && kind !== 'io' ? mappableWindows(info, shape, host.window?.msix ?? null) : [];
     for (const window of this.windows) {
@@ -77,17 +82,18 @@ export class DeviceBar implements BarMapping {
   placed(base: number): void {
     for (const { window, mapping } of this.#mappings) {
       this.#placed.push(this.#slots.map(base + window.start, mapping, 0, window.length, false));
+      this.#peers?.place(base + window.start, mapping);
     }
   }
 
   removed(): void {
+    for (const { mapping } of this.#mappings) this.#peers?.remove(mapping);
     for (const slot of this.#placed) slot.unmap();
     this.#placed = [];
   }
 
-  /** After the BAR was given back. */
+  /** After the BAR was given back, and its peers no longer reach it. */
   close(): void {
-    this.removed();
     for (const { mapping } of this.#mappings.splice(0)) mapping.unmap();
   }
 }

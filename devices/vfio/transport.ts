@@ -144,6 +144,15 @@ export interface DmaSpace {
   unmap(range: RamRange): Promise<void>;
   /** VFIO_IOMMU_DIRTY_PAGES or a hwpt's dirty bits; null: this IOMMU does not track at 4 KiB. */
   readonly dirty: ContainerDirtyPort | null;
+  /** null: it takes no more than RAM (iommufd, Linux 6.12: IOMMU_IOAS_MAP pins pages, and a BAR has none). */
+  readonly peers: PeerDmaPort | null;
+}
+
+/** BARs of the devices themselves as targets of DMA. */
+export interface PeerDmaPort {
+  /** A window of a BAR, mmapped, whose device decodes memory now. */
+  map(gpa: number, bar: HostMapping): Promise<void>;
+  unmap(range: Pick<RamRange, 'gpa' | 'size'>): Promise<void>;
 }
 
 /** A device that was opened, and what its DMA goes through. */

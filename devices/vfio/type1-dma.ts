@@ -30,7 +30,7 @@ import type { GpaRange, HostMapping, PageBitmap, RamRange } from '../contract.ts
 import { IOMMU_MS, pinningMs, within } from './deadline.ts';
 import { capabilitiesOf } from './info-caps.ts';
 import type { KernelDoor } from './kernel-door.ts';
-import type { ContainerDirtyPort, DmaSpace } from './transport.ts';
+import type { ContainerDirtyPort, DmaSpace, PeerDmaPort } from './transport.ts';
 
 const PAGE = 4096;
 
@@ -93,6 +93,10 @@ export class Type1Dma implements DmaSpace {
   readonly pageSizes: bigint;
   readonly iovaRanges: readonly GpaRange[];
   readonly dirty: ContainerDirtyPort | null;
+  readonly peers: PeerDmaPort = {
+    map: (gpa, bar) => this.mapBar(gpa, bar),
+    unmap: (range) => this.unmap(range),
+  };
   readonly #door: KernelDoor;
   readonly #fd: number;
 

@@ -49,6 +49,7 @@ export async function legacyLive<Device extends FakeRegionDevice>(
     disabled: false,
     requireValidated: false,
     deviceCount: () => 1,
+    peersMapped: async () => {},
     ...policy,
   });
   return { device, kernel, port, live, sink: new RecordSink(kernel), ladder, verdict: null };

@@ -22,6 +22,7 @@ export function vfioDevice(id: string, fake: FakeVfio, deviceCount: number): Dev
     disabled: false,
     requireValidated: false,
     deviceCount: () => deviceCount,
+    peersMapped: async () => {},
   };
   return {
     id,

@@ -254,7 +254,7 @@ function deviceOf(dice: Generator, mood: Mood, shared: Shared): ModelDevice {
   switch (dice(4)) {
     case 0: {
       const port = new ScriptedLog(dice, mood);
-      const source = new DmaLog(port, RANGES, newBitmap, fallback);
+      const source = new DmaLog({ port, ram: RANGES, newBitmap, fallback, bars: () => [] });
       return { source, seenBy: [port, shared.port], log: { source, port } };
     }
     case 1: {

@@ -158,7 +158,7 @@ it(
         },
       };
       const policy = { fixedDowntimeMs: 0, stopCopySize: null, disabled: false, requireValidated: random(2) === 0 };
-      const live = new VfioLive(recoverable, { ...policy, deviceCount: () => 1 });
+      const live = new VfioLive(recoverable, { ...policy, deviceCount: () => 1, peersMapped: async () => {} });
       for (let session = 1 + random(3); session > 0; session--) {
         if (random(2) === 0) await save(live, sinkOf(kernel));
         else await load(live, sourceOf(kernel));

@@ -5,4 +5,10 @@ import { vfioEdu } from './suites/vfio-edu.ts';
 import { vfioGuest } from './suites/vfio-guest.ts';
 import { vfioTrace } from './suites/vfio-trace.ts';
 
-onHost('VFIO on one host with edu and NVMe', ['edu', 'nvme'], vfioGuest, vfioEdu, vfioTrace);
+onHost(
+  'VFIO on one host with edu, NVMe and a display',
+  ['edu', 'nvme', 'bochs-display'],
+  vfioGuest,
+  vfioEdu,
+  vfioTrace,
+);

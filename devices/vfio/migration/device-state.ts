@@ -22,6 +22,8 @@ export interface LivePolicy {
   readonly requireValidated: boolean;
   /** How many passed-through devices the machine has; all need P2P states when there are several. */
   deviceCount(): number;
+  /** Resolves when the device reaches the BARs of its peers where the guest has them. */
+  peersMapped(): Promise<void>;
 }
 
 /** Interfaces that draw no arc from RESUMING to STOP: whether a driver has it is found out by trying. */
@@ -153,6 +155,7 @@ export class VfioLive implements Migratable {
   }
 
   async run(): Promise<void> {
+    await this.#policy.peersMapped();
     await transition(this.#device, 'running', 'reset');
     this.#device.port.endSession();
   }

@@ -79,16 +79,22 @@ class KernelDmaLog implements DmaLogPort {
   }
 }
 
-/** At most two spans, below and above 4 GiB: devices track few ranges, and the hole between must not inflate one span. */
-export function loggingSpans(ranges: readonly GpaRange[]): GpaRange[] {
+/** At most three spans: below 4 GiB, RAM above it, and BARs above it. Devices track few ranges, and holes between must not inflate one. */
+export function loggingSpans(ram: readonly GpaRange[], bars: readonly GpaRange[]): GpaRange[] {
   const spans: GpaRange[] = [];
-  for (const side of [ranges.filter((each) => each.start < HIGH), ranges.filter((each) => each.start >= HIGH)]) {
+  const low = ({ start }: GpaRange) => start < HIGH;
+  const high = ({ start }: GpaRange) => start >= HIGH;
+  for (const side of [[...ram, ...bars].filter(low), ram.filter(high), bars.filter(high)]) {
     if (side.length === 0) continue;
     const start = Math.min(...side.map((each) => each.start));
     const end = Math.max(...side.map((each) => each.start + each.length));
     spans.push({ start, length: end - start });
   }
   return spans;
+}
+
+function same(a: readonly GpaRange[], b: readonly GpaRange[]): boolean {
+  return a.length === b.length && a.every(({ start, length }, n) => b[n]?.start === start && b[n]?.length === length);
 }
 
 /** RAM within the spans: of what it was not told to log a driver need not give a report. */
@@ -103,6 +109,15 @@ function partsOf(ram: readonly RamRange[], spans: readonly GpaRange[]): RamRange
   );
 }
 
+export interface DmaLogParts {
+  readonly port: DmaLogPort;
+  readonly ram: readonly RamRange[];
+  readonly newBitmap: () => PageBitmap;
+  readonly fallback: DirtySource | null;
+  /** What the device can reach beside RAM now. */
+  readonly bars: () => readonly GpaRange[];
+}
+
 export class DmaLog implements DirtySource {
   readonly name = 'deviceLog';
   readonly coarse = false;
@@ -110,27 +125,32 @@ export class DmaLog implements DirtySource {
   readonly #port: DmaLogPort;
   readonly #ram: readonly RamRange[];
   readonly #newBitmap: () => PageBitmap;
+  readonly #bars: () => readonly GpaRange[];
   /** A report must not come into the time in which the log is off for other ranges. */
   readonly #turns = new Turns();
   /** The driver ORs into it, and its bits are taken out after each report; separate, to count what this source alone says. Null: not started. */
   #scratch: PageBitmap | null = null;
   #spans: readonly GpaRange[] = [];
+  /** RAM that was asked for. */
+  #asked: readonly GpaRange[] = [];
   /** START without a STOP. */
   #on = false;
   /** Why not all is logged that should be; null: it is. */
   #broken: Error | null = null;
 
-  constructor(port: DmaLogPort, ram: readonly RamRange[], newBitmap: () => PageBitmap, fallback: DirtySource | null) {
+  constructor({ port, ram, newBitmap, fallback, bars }: DmaLogParts) {
     this.#port = port;
     this.#ram = ram;
     this.#newBitmap = newBitmap;
     this.fallback = fallback;
+    this.#bars = bars;
   }
 
   /** Rejects, with the log off, where START works and REPORT does not: kernels whose VFIO was built without an iova bitmap (Debian's
    *  6.12 with IOMMUFD off) take START and refuse every REPORT. The tracker takes the fallback then. */
   async start(ranges: readonly GpaRange[]): Promise<void> {
-    await this.#begin(loggingSpans(ranges));
+    this.#asked = ranges;
+    await this.#begin(loggingSpans(ranges, this.#bars()));
     this.#broken = null;
     this.#scratch = this.#newBitmap();
     try {
@@ -161,8 +181,10 @@ export class DmaLog implements DirtySource {
     return this.#turns.run(async () => {
       const scratch = this.#scratch;
       if (scratch === null) return;
+      this.#asked = ranges;
+      const now = loggingSpans(ranges, this.#bars());
+      if (this.#broken === null && same(now, this.#spans)) return;
       const kept = this.#broken === null && (await this.#keep(scratch));
-      const now = loggingSpans(ranges);
       const reached = [...this.#spans, ...now];
       try {
         await this.#end();
@@ -176,6 +198,11 @@ export class DmaLog implements DirtySource {
       if (stood && kept) return;
       for (const { slice, size } of partsOf(this.#ram, reached)) scratch.set(slice.offset / PAGE, size / PAGE);
     });
+  }
+
+  /** follow(), when what lies beside RAM has changed under devices that run. */
+  reachChanged(): Promise<void> {
+    return this.follow(this.#asked, false);
   }
 
   /** false: the log was lost. linux/vfio.h: after an error its content is unknown. */

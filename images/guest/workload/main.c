@@ -167,6 +167,7 @@ int main(void) {
   load_modules();
   if (!strcmp(options.mode, "workload")) tick_run();
   if (!strcmp(options.mode, "nvme")) nvme_run();
+  if (!strcmp(options.mode, "peer")) peer_run();
   if (!strcmp(options.mode, "shell")) shell_run();
   finish();
 }

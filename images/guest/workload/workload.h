@@ -11,7 +11,7 @@
 
 /* From the kernel command line, "name=value". */
 struct options {
-  char mode[16];         /* workload nvme shell poweroff */
+  char mode[16];         /* workload nvme peer shell poweroff */
   char then[16];         /* after the verdict: poweroff reboot halt stay */
   unsigned tick_ms;      /* tick= */
   unsigned stat_ms;      /* stat=: between two lines of counters */
@@ -63,11 +63,18 @@ void writer_verify_all(void);    /* every page, once, from the ticker's thread *
 void clock_start(void);          /* clock.c: a thread a CPU */
 int edu_start(void);             /* edu.c: 0, or -1 without such a device */
 void edu_verify_ring(void);
+/* A transfer that touches the last byte of edu's buffer ends QEMU 7.2; whole words below it. */
+#define EDU_TRANSFER 4088
+/* Without its thread: gives the RAM that the kernel leaves to edu. 0 or -1. */
+int edu_open(volatile uint64_t **ram, uint64_t *ram_at);
+/* EDU_TRANSFER bytes from one bus address to another, through edu's buffer. 0 or -1. */
+int edu_through(uint64_t source, uint64_t destination);
 /* A register that has to read as it was left: counted, and said when it does not. */
 void expect_register(const char *name, uint64_t want, uint64_t found);
 int bringup_start(void);         /* bringup.c: 0, or -1 without such a device */
 void bringup_verify_ring(void);
 int mtty_start(void);            /* mtty.c: 0, or -1 without such a port */
 void nvme_run(void);             /* nvme.c */
+void peer_run(void);             /* peer.c */
 extern atomic_uint writer_pause; /* raised while somebody else verifies */
 #endif

@@ -93,9 +93,22 @@ export function vfioGuest(given: () => Lab): void {
       expect(await host.run("dmesg | grep -c 'DMAR.*fault' || true")).toBe('0\n');
     });
 
+    it('has edu and a display: edu writes into the frame buffer by DMA and reads it, and nothing faults', async () => {
+      const host = lab.host(0);
+      await host.run(ferry('vfio', 'bind', host.bdf('bochs-display')));
+      const devices = [host.bdf('edu'), host.bdf('bochs-display')].map((bdf) => `vfio-pci,host=${bdf}`);
+      const append = 'memmap=2M$0xe000000 mode=peer';
+      const result = await host.exec(run(append, ...devices), { timeoutMs: LIMIT_MS });
+      expect(result.code, result.stderr).toBe(0);
+      expect(result.stdout).toMatch(/^peer bar=[0-9a-f]+ to=1 from=1 beside=1$/m);
+      expect(result.stderr).not.toContain('cannot be mapped');
+      expect(await host.run("dmesg | grep -c 'DMAR.*fault' || true")).toBe('0\n');
+    });
+
     it('gives the devices back', async () => {
       const host = lab.host(0);
-      for (const bdf of [host.bdf('nvme'), host.bdf('edu')]) await host.run(ferry('vfio', 'unbind', bdf));
+      for (const kind of ['nvme', 'edu', 'bochs-display'] as const)
+        await host.run(ferry('vfio', 'unbind', host.bdf(kind)));
       expect(await host.run('ls /run/ferry/bind')).toBe('');
       expect(await driverOf(host.bdf('edu'))).toMatch(/^none\n\(null\)/);
     });

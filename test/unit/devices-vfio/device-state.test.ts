@@ -45,6 +45,9 @@ function made(options: FakeOptions = {}, devices = 1) {
     disabled: false,
     requireValidated: false,
     deviceCount: () => devices,
+    peersMapped: async () => {
+      fake.calls.push('peers mapped');
+    },
   });
   return { fake, port, live, recoverable };
 }
@@ -66,6 +69,17 @@ async function load(target: ReturnType<typeof made>, wire: Wire): Promise<void> 
 }
 
 describe('a device that moves', () => {
+  it('runs at its destination only when the BARs of its peers are where the guest has them', async () => {
+    const source = made();
+    const target = made();
+    const wire = new Wire();
+    await save(source, wire);
+    await load(target, wire);
+    target.fake.calls.length = 0;
+    await target.live.run();
+    expect(target.fake.calls).toEqual(['peers mapped', 'state running']);
+  });
+
   it('does not take a channel that was cancelled for a refusal of the device', async () => {
     const target = made();
     await target.live.loadSetup();

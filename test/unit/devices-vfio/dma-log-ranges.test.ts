@@ -74,9 +74,15 @@ afterEach(() => {
 });
 
 async function started(...ranges: GpaRange[]) {
+  return startedWith(ranges, []);
+}
+
+/** `bars`: what the device reaches beside RAM, at each moment. */
+async function startedWith(ranges: readonly GpaRange[], bars: readonly GpaRange[]) {
   const driver = new ScriptedDriver();
-  const log = new DmaLog(driver, RAM, newBitmap, null);
+  const log = new DmaLog({ port: driver, ram: RAM, newBitmap, fallback: null, bars: () => bars });
   await log.start(ranges);
+  const began = driver.calls[0];
   driver.calls.length = 0;
   const dirty = async () => {
     const into = newBitmap();
@@ -85,7 +91,7 @@ async function started(...ranges: GpaRange[]) {
     expect(told).toBe(found.length);
     return found;
   };
-  return { driver, log, dirty };
+  return { driver, log, dirty, began };
 }
 const all = (first: number, count: number) => Array.from({ length: count }, (_, n) => first + n);
 
@@ -137,6 +143,26 @@ describe('the ranges of a DMA log', () => {
     expect(await dirty()).toEqual([...all(0, 4), 5, 8, 9]);
     await log.stop();
     expect(driver.calls.filter((call) => call === 'STOP')).toHaveLength(stops);
+  });
+
+  it('take in the BARs of the device’s peers, in spans of their own above 4 GiB, and follow them; only RAM is reported', async () => {
+    const bars: GpaRange[] = [{ start: 0xc0000000, length: PAGE }];
+    const { driver, log, dirty, began } = await startedWith([pages(0, 10), pages(10, 6)], bars);
+    expect(began).toBe(`START 0+${0xc0000 + 1} ${HIGH.toString(16)}+6`);
+    driver.writes(3);
+    bars[0] = { start: 2 ** 40, length: 2 * PAGE };
+    driver.inTheHole = () => driver.writes(12);
+    await log.reachChanged();
+    const calls = [`REPORT 0+10`, `REPORT ${HIGH.toString(16)}+6`, 'STOP'];
+    expect(driver.calls).toEqual([...calls, `START 0+10 ${HIGH.toString(16)}+6 ${(2 ** 40).toString(16)}+2`]);
+    expect(await dirty()).toEqual(all(0, 16));
+    driver.calls.length = 0;
+    // Within the span that is there.
+    bars.push({ start: 2 ** 40 + PAGE, length: PAGE });
+    await log.reachChanged();
+    expect(driver.calls).toEqual([]);
+    driver.writes(5);
+    expect(await dirty()).toEqual([5]);
   });
 
   it('do not change under a report that is under way, and not at all where nothing is logged', async () => {

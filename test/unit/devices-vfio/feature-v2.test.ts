@@ -184,7 +184,7 @@ const pagesOf = (bitmap: ReturnType<typeof newBitmap>) => [...bitmap.runs(0, 100
 
 describe("the device's DMA log", () => {
   it('tracks one span below and one above 4 GiB', () => {
-    expect(loggingSpans([{ start: 0, length: 10 }, ...GPAS, { start: 0xf0000000, length: 16 }])).toEqual([
+    expect(loggingSpans([{ start: 0, length: 10 }, ...GPAS, { start: 0xf0000000, length: 16 }], [])).toEqual([
       { start: 0, length: 0xf0000010 },
       { start: 2 ** 32, length: MIB },
     ]);
@@ -194,7 +194,13 @@ describe("the device's DMA log", () => {
     const kernel = new FakeVfioKernel();
     expect(openDmaLog(kernel, 3, BDF)).toBeNull();
     kernel.dmaLogging = 'works';
-    const log = new DmaLog(openDmaLog(kernel, 3, BDF)!, RANGES, newBitmap, null);
+    const log = new DmaLog({
+      port: openDmaLog(kernel, 3, BDF)!,
+      ram: RANGES,
+      newBitmap,
+      fallback: null,
+      bars: () => [],
+    });
     await log.start(GPAS);
     kernel.dirty = [0, 5];
     const into = newBitmap();
@@ -214,7 +220,13 @@ describe("the device's DMA log", () => {
   it('does not start where the kernel takes START and refuses every REPORT', async () => {
     const kernel = new FakeVfioKernel();
     kernel.dmaLogging = 'no report';
-    const log = new DmaLog(openDmaLog(kernel, 3, BDF)!, RANGES, newBitmap, null);
+    const log = new DmaLog({
+      port: openDmaLog(kernel, 3, BDF)!,
+      ram: RANGES,
+      newBitmap,
+      fallback: null,
+      bars: () => [],
+    });
     await expect(log.start(GPAS)).rejects.toThrow(/REPORT/);
     expect(kernel.names.at(-1)).toContain('DMA_LOGGING_STOP');
   });

@@ -197,6 +197,7 @@ describe('the dirty source of a device', () => {
     map: async () => {},
     unmap: async () => {},
     dirty,
+    peers: null,
   });
 
   it('is shared by those with one container or one page table, and is all of RAM where nothing tracks', async () => {

@@ -30,6 +30,7 @@ function made(options: FakeOptions = {}, { refuseUnmaskBy } = { refuseUnmaskBy: 
     transport: fake,
     mmap: true,
     vcpuAccess: true,
+    peers: null,
     dirty: new AllOfRam(host.memory.ranges),
     live: () => new Immovable('not in this test'),
     closed: () => {

@@ -1,6 +1,6 @@
 // The device type vfio-pci: which dirty source a device gets, and the properties that concern the older migration interfaces.
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import type { PropertyValue } from '../../../devices/contract.ts';
+import type { PciFunction, PropertyValue } from '../../../devices/contract.ts';
 import { createVfioPciType } from '../../../devices/vfio/pci-type.ts';
 import type { RegionDirtyPort } from '../../../devices/vfio/transport.ts';
 import { HostTree } from '../../fakes/host-tree.ts';
@@ -46,6 +46,33 @@ describe('the dirty source', () => {
     for (const dmaLog of [true, false]) {
       expect((await sourceOf({ dmaLog }, PORT, { 'x-device-log': false })).name).toBe('allOfRam');
     }
+  });
+});
+
+describe('devices of one machine', () => {
+  it('with one IOMMU space reach each other’s BARs, and their logs take that in', async () => {
+    const fakes = [0, 1].map(() => new FakeVfio({ dmaLog: true }));
+    const mapped: number[] = [];
+    const peers = { map: async (gpa: number) => void mapped.push(gpa), unmap: async () => undefined };
+    const dma = { pageSizes: 4096n, iovaRanges: [], map: async () => {}, unmap: async () => {}, dirty: null, peers };
+    const next = fakes.values();
+    const type = createVfioPciType({
+      vcpuAccess: true,
+      objects: [],
+      door: new LegacyKernel(new MigrationRegionDevice()),
+      paths: tree.paths,
+      open: async () => ({ transport: next.next().value!, dma }),
+    });
+    const host = new FakeHost(sizedRam(MIB));
+    const made = [await type.create(host, 'dev0', { host: NAME }), await type.create(host, 'dev1', { host: NAME })];
+    const first = made[0] as PciFunction;
+    first.writeConfig(0x10, 4, 0xc0000000);
+    first.writeConfig(4, 2, 0x0006);
+    await made[1]!.live!.run();
+    expect(mapped).toEqual([0xc0000000]);
+    await made[1]!.dirty!.start([{ start: 0, length: MIB }]);
+    const { ranges } = fakes[1]!.dmaLog!;
+    expect(ranges).toEqual([{ start: 0, length: 0xc0000000 + fakes[0]!.info.regions[0]!.size }]);
   });
 });
 

@@ -19,6 +19,7 @@ function made(options: FakeOptions, given: { readonly vcpuAccess?: boolean; read
   const host = new FakeHost(sizedRam(1 << 20));
   const device = new VfioPciFunction({
     ...{ host, id: 'dev0', transport: fake, mmap: true, vcpuAccess: given.vcpuAccess ?? true },
+    peers: null,
     ...{ dirty: new AllOfRam([]), live: () => new Immovable(''), closed: () => {} },
   });
   device.attached({ bus: 0, slot: 1, function: 0, gsi: 17 });
