@@ -68,7 +68,7 @@ export class BringupDevices {
 
   /** Nothing is made to fail any more. */
   async mend(): Promise<void> {
-    const none = ['fail_arc', 'fail_read', 'fail_write'].map((name) => [name, 'none']);
+    const none = ['fail_arc', 'fail_read', 'fail_write', 'gone_read', 'gone_write'].map((name) => [name, 'none']);
     const off = ['fail_reset', 'gone'].map((name) => [name, '0']);
     await this.set(Object.fromEntries([...none, ...off]));
   }

@@ -67,6 +67,25 @@ const resetFails = (back: string, load: string): Fault[] => [
     why: /the destination refused: .*is lost until/,
   },
 ];
+/** In the middle of its data: the way back from there is refused, too. `reset`: the next attempt finds it in no state that it knows. */
+const goes = (reset: boolean): Fault[] => [
+  {
+    ...plain,
+    kind: 'gone',
+    name: 'the device goes in the middle of its save',
+    source: { gone_read: 'middle' },
+    why: LOST,
+    met: 'gone',
+    next: reset ? { why: /the device was reset/, met: 'reset' } : { why: /no way from STOP to PRE_COPY/, met: null },
+  },
+  {
+    ...plain,
+    kind: 'gone',
+    name: 'the device goes in the middle of its load',
+    destination: { gone_write: 'middle' },
+    why: /the destination refused: .*ENODEV/,
+  },
+];
 /** Abi a has no state that could be read: a device that does not answer counts as where it was. */
 const gone = (lost: boolean): Fault[] => [
   {
@@ -95,6 +114,7 @@ const REGION: readonly Fault[] = [
   ...data,
   ...resetFails('2:1', '1:4'),
   ...gone(true),
+  ...goes(true),
 ];
 
 export const LADDERS: Readonly<Record<Abi, readonly Fault[]>> = {
@@ -107,6 +127,7 @@ export const LADDERS: Readonly<Record<Abi, readonly Fault[]>> = {
     ...data,
     ...resetFails('STOP_COPY:STOP', 'STOP:RESUMING'),
     ...gone(true),
+    ...goes(true),
   ],
   c: REGION,
   b: REGION,
@@ -118,6 +139,7 @@ export const LADDERS: Readonly<Record<Abi, readonly Fault[]>> = {
     ...data,
     ...resetFails('1:0', '0:1'),
     ...gone(false),
+    ...goes(false),
   ],
 };
 

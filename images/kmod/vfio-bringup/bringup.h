@@ -216,8 +216,8 @@ bool bring_late_validation(void);
 /* -EIO if fail_arc= names it; *error: it is to end in ERROR. */
 int bring_fail_arc(u32 from, u32 to, bool *error);
 /* Of a chunk before which @done of @all bytes were moved; @last: the end. */
-bool bring_fail_read(u64 done, u64 all, bool last);
-bool bring_fail_write(u64 done, u64 all, bool last);
+int bring_fail_read(u64 done, u64 all, bool last);
+int bring_fail_write(u64 done, u64 all, bool last);
 int bring_fail_reset(void);
 int bring_gone(void);
 bool bring_hard_reset(void);

@@ -102,10 +102,10 @@ int bring_fail_arc(u32 from, u32 to, bool *error)
 	return 0;
 }
 
-/* Which chunk of a session fails. */
+/* From which chunk of a session on calls fail, or the device is gone. */
 enum bring_place { PLACE_NONE, PLACE_FIRST, PLACE_MIDDLE, PLACE_LAST };
 static const char * const place_names[] = { "none", "first", "middle", "last" };
-static int fail_read, fail_write;
+static int fail_read, fail_write, gone_read, gone_write;
 
 static int place_set(const char *text, const struct kernel_param *kp)
 {
@@ -130,6 +130,10 @@ module_param_cb(fail_read, &place_ops, &fail_read, 0644);
 MODULE_PARM_DESC(fail_read, "the chunk of a save that fails: first, middle, last; none");
 module_param_cb(fail_write, &place_ops, &fail_write, 0644);
 MODULE_PARM_DESC(fail_write, "the chunk of a load that fails: first, middle, last; none");
+module_param_cb(gone_read, &place_ops, &gone_read, 0644);
+MODULE_PARM_DESC(gone_read, "the chunk of a save at which gone becomes 1: first, middle, last; none");
+module_param_cb(gone_write, &place_ops, &gone_write, 0644);
+MODULE_PARM_DESC(gone_write, "the chunk of a load at which gone becomes 1: first, middle, last; none");
 
 /* Those behind it fail, too: nobody may go on as if it had come. */
 static bool bring_at_place(int place, u64 done, u64 all, bool last)
@@ -145,14 +149,22 @@ static bool bring_at_place(int place, u64 done, u64 all, bool last)
 	return false;
 }
 
-bool bring_fail_read(u64 done, u64 all, bool last)
+int bring_fail_read(u64 done, u64 all, bool last)
 {
-	return bring_at_place(READ_ONCE(fail_read), done, all, last);
+	if (bring_at_place(READ_ONCE(gone_read), done, all, last))
+		WRITE_ONCE(gone, true);
+	if (bring_gone())
+		return -ENODEV;
+	return bring_at_place(READ_ONCE(fail_read), done, all, last) ? -EIO : 0;
 }
 
-bool bring_fail_write(u64 done, u64 all, bool last)
+int bring_fail_write(u64 done, u64 all, bool last)
 {
-	return bring_at_place(READ_ONCE(fail_write), done, all, last);
+	if (bring_at_place(READ_ONCE(gone_write), done, all, last))
+		WRITE_ONCE(gone, true);
+	if (bring_gone())
+		return -ENODEV;
+	return bring_at_place(READ_ONCE(fail_write), done, all, last) ? -EIO : 0;
 }
 
 int bring_fail_reset(void)

@@ -52,8 +52,8 @@ static ssize_t bring_save_some(struct bring_file *file, char __user *buf,
 	return done;
 }
 
-/* By fail_read=: the whole call, before anything is given. */
-static bool bring_read_fails(struct bring_file *file, size_t count)
+/* By fail_read= and gone_read=: the whole call, before anything is given. */
+static int bring_read_fails(struct bring_file *file, size_t count)
 {
 	struct bring_saver *saver = file->saver;
 	bool last = bring_saver_finished(saver) &&
@@ -77,8 +77,8 @@ static ssize_t bring_save_read(struct file *filp, char __user *buf,
 	if (bring_gone())
 		ret = -ENODEV;
 	else if (!file->disabled)
-		ret = bring_read_fails(file, count) ?
-		      -EIO : bring_save_some(file, buf, count);
+		ret = bring_read_fails(file, count) ?:
+		      bring_save_some(file, buf, count);
 	else
 		ret = bring_bug(file->dev, BUG_D_EOF_AFTER) ? 0 : -ENODEV;
 	mutex_unlock(&file->lock);
@@ -144,13 +144,13 @@ static ssize_t bring_load_some(struct bring_file *file, const char __user *buf,
 {
 	u64 all = bring_stream_size(file->dev);
 	size_t done = 0;
+	int ret = bring_fail_write(bring_loader_fed(file->loader), all, false);
 
-	if (bring_fail_write(bring_loader_fed(file->loader), all, false))
-		return -EIO;
+	if (ret)
+		return ret;
 	while (done < count && !(done && signal_pending(current))) {
 		size_t n = min_t(size_t, count - done,
 				 PAGE_SIZE - offset_in_page(buf + done));
-		int ret;
 
 		if (copy_from_user(file->page, buf + done, n))
 			return done ?: -EFAULT;
@@ -159,10 +159,10 @@ static ssize_t bring_load_some(struct bring_file *file, const char __user *buf,
 			return ret;
 		done += n;
 	}
-	if (bring_loader_over(file->loader) &&
-	    bring_fail_write(bring_loader_fed(file->loader), all, true))
-		return -EIO;
-	return done;
+	if (bring_loader_over(file->loader))
+		ret = bring_fail_write(bring_loader_fed(file->loader), all,
+				       true);
+	return ret ?: done;
 }
 
 static ssize_t bring_load_write(struct file *filp, const char __user *buf,

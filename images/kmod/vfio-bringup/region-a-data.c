@@ -170,7 +170,7 @@ static int a_apply_memory(struct bring_device *dev)
 	return 0;
 }
 
-bool a_memory_fails(struct bring_device *dev, bool write)
+int a_memory_fails(struct bring_device *dev, bool write)
 {
 	struct a_session *s = a_of(dev);
 	bool last = s->pos + dev->section >= s->memory_size;
@@ -197,8 +197,9 @@ int a_memory_action(struct bring_device *dev, u32 action)
 	if (action != SET_BUFFER || !s->loading || !(dev->state & STOP) ||
 	    s->pos != s->received)
 		return -EINVAL;
-	if (a_memory_fails(dev, true))
-		return -EIO;
+	ret = a_memory_fails(dev, true);
+	if (ret)
+		return ret;
 	memcpy(all + s->pos, s->chunk, n);
 	s->received += n;
 	if (s->received < s->memory_size)

@@ -169,9 +169,11 @@ static ssize_t a_data_rw(struct bring_device *dev, unsigned int index,
 	};
 	/* Without device memory the bitmap is the third region. */
 	u8 *bytes = data[extra->subtype - 1];
+	bool saves = !write && bytes == a_of(dev)->chunk;
+	int ret = saves ? a_memory_fails(dev, false) : 0;
 
-	if (!write && bytes == a_of(dev)->chunk && a_memory_fails(dev, false))
-		return -EIO;
+	if (ret)
+		return ret;
 	if (at >= extra->size || count > extra->size - at ||
 	    (write && bytes == a_of(dev)->bitmap))
 		return -EINVAL;

@@ -65,8 +65,8 @@ int a_set_config(struct bring_device *dev);
 int a_take_memory(struct bring_device *dev);
 int a_expect_memory(struct bring_device *dev, u64 size);
 int a_memory_action(struct bring_device *dev, u32 action);
-/* By fail_read= or fail_write=, of the chunk at pos. */
-bool a_memory_fails(struct bring_device *dev, bool write);
+/* By fail_read=, fail_write= and gone_*=, of the chunk at pos. */
+int a_memory_fails(struct bring_device *dev, bool write);
 void a_drop_memory(struct a_session *s);
 int a_query(struct bring_device *dev, u64 start_addr, u64 count);
 

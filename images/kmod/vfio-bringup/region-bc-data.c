@@ -173,12 +173,12 @@ int bc_copied(struct bring_device *dev, u64 *copied)
 	return 0;
 }
 
-bool bc_read_fails(struct bring_device *dev)
+int bc_read_fails(struct bring_device *dev)
 {
 	struct bc_session *s = bc_of(dev);
 
 	if (!s->saver || !s->staged || s->bitmap)
-		return false;
+		return 0;
 	return bring_fail_read(bring_saver_sent(s->saver) -
 			       (s->staged - sizeof(struct bc_chunk)),
 			       bring_stream_size(dev),
@@ -189,13 +189,12 @@ static int bc_feed(struct bring_device *dev, const u8 *bytes, u64 size)
 {
 	struct bring_loader *loader = bc_of(dev)->loader;
 	u64 all = bring_stream_size(dev), done = bring_loader_fed(loader);
-	int ret;
+	int ret = bring_fail_write(done, all, false);
 
-	if (bring_fail_write(done, all, false))
-		return -EIO;
-	ret = bring_loader_feed(loader, bytes, size);
-	if (!ret && bring_loader_over(loader) && bring_fail_write(done, all, true))
-		ret = -EIO;
+	if (!ret)
+		ret = bring_loader_feed(loader, bytes, size);
+	if (!ret && bring_loader_over(loader))
+		ret = bring_fail_write(done, all, true);
 	return ret;
 }
 

@@ -209,13 +209,15 @@ static ssize_t bc_section_rw(struct bring_device *dev, char __user *buf,
 			     size_t count, u64 at, bool write)
 {
 	u8 *bytes = bc_of(dev)->section + at - DATA_AT;
+	int ret;
 
 	if (at + count > DATA_AT + dev->section)
 		return -EINVAL;
 	if (write && !(dev->state & RESUMING))
 		return -EINVAL;
-	if (!write && bc_read_fails(dev))
-		return -EIO;
+	ret = write ? 0 : bc_read_fails(dev);
+	if (ret)
+		return ret;
 	if (write ? copy_from_user(bytes, buf, count) :
 		    copy_to_user(buf, bytes, count))
 		return -EFAULT;

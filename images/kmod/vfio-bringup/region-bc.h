@@ -56,7 +56,7 @@ void bc_stage(struct bring_device *dev);
 u64 bc_pending(struct bring_device *dev);
 int bc_copied(struct bring_device *dev, u64 *copied);
 int bc_commit(struct bring_device *dev, u64 size);
-/* By fail_read=, of the chunk in the section. */
-bool bc_read_fails(struct bring_device *dev);
+/* By fail_read= and gone_read=, of the chunk in the section. */
+int bc_read_fails(struct bring_device *dev);
 
 #endif
