@@ -5,7 +5,7 @@ import type { ConsoleLog } from '../../cli/demo-console.ts';
 import { judge } from '../../images/guest/verdict.ts';
 import type { BringupDevices } from './bringup-devices.ts';
 import { expectFailed, type FaultBench } from './fault-bench.ts';
-import type { Fault, Parameters } from './ladder-faults.ts';
+import type { Fault } from './ladder-faults.ts';
 import { BOOT_LIMIT_MS, type Guest, type GuestOptions } from './pair.ts';
 
 export interface Climber {
@@ -46,24 +46,32 @@ export class Ladder {
   }
 
   /** The guest is where it was in spite of `fault`, and its device is at work again. */
-  async #try({ name, source, destination, why, met, next }: Fault): Promise<void> {
+  async #try(fault: Fault): Promise<void> {
+    const { name, met, next } = fault;
     const began = performance.now();
-    await this.#fails(why, source, destination);
+    await this.#fails(fault);
     if (next !== null) {
       await this.#goesOn(met, false);
-      await this.#fails(next.why, {}, {});
+      await this.#fails({ why: next.why, source: {}, destination: {}, met: null });
     }
     await this.#goesOn(next === null ? met : next.met, true);
     console.log(`  ${name}: ${((performance.now() - began) / 1000).toFixed(1)} s`);
   }
 
-  async #fails(why: RegExp, source: Parameters, destination: Parameters): Promise<void> {
+  async #fails({
+    why,
+    source,
+    destination,
+    met,
+  }: Pick<Fault, 'why' | 'source' | 'destination' | 'met'>): Promise<void> {
     const { bench, devices, limits } = this.#climber;
     const { at } = this.#source;
     const there = at === 0 ? 1 : 0;
     const to = await this.destination();
     await Promise.all([devices[at]!.set(source), devices[there]!.set(destination)]);
     const move = await bench.pair.migrate(this.#source, to, limits);
+    // A device that is back before the driver has looked was never away.
+    if (met === 'gone') await this.#noted(met, this.#notesHere() + 1);
     await devices[at]!.mend();
     expectFailed(move, why);
     expect(/the destination refused/.test(move.outcome!.error!), 'who is to blame').toBe(
@@ -84,10 +92,7 @@ export class Ladder {
     this.#next = this.#receive();
     this.#next.catch(() => undefined);
     expect(await bench.status(this.#source)).toEqual({ status: 'running', migration: 'failed' });
-    await this.#until(
-      `the driver's note of ${met}`,
-      ({ text }) => (text.match(/^note kind=bringup/gm) ?? []).length >= this.#notesHere(),
-    );
+    await this.#noted(met, this.#notesHere());
     const look = () => judge(lives.map((life) => life.console.text));
     await this.#stat();
     const before = look();
@@ -100,6 +105,13 @@ export class Ladder {
     const { lostTicks, errors } = look();
     expect({ lostTicks, errors }).toEqual({ lostTicks: 0, errors: [] });
     expect(notesOf(lives)).toEqual(this.#met);
+  }
+
+  #noted(met: string | null, notes: number): Promise<void> {
+    return this.#until(
+      `the driver's note of ${met}`,
+      ({ text }) => (text.match(/^note kind=bringup/gm) ?? []).length >= notes,
+    );
   }
 
   /** A guest that does not do it is heard once more. */
