@@ -14,8 +14,8 @@
 namespace ferry {
 namespace {
 
-/** Of one write into a data fd: it is written while it is in the 2nd-level cache. */
-constexpr size_t kWrite = 512 * 1024;
+/** Of one write into a data fd: all that the read buffer holds at once. By halves of it a run of chunks was a fifth slower. */
+constexpr size_t kWrite = RxWire::kMost;
 /** What follows may be this much later: on a busy host, JS would not be awake earlier. */
 constexpr int64_t kSoonNs = 5'000'000;
 constexpr char kSending[] = "sending device data";
