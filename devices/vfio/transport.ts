@@ -168,5 +168,7 @@ export interface ContainerDirtyPort {
   start(): Promise<void>;
   /** ORs the pages of one mapped range into `into`. */
   report(range: RamRange, into: PageBitmap): Promise<void>;
+  /** While it tracks: takes one mapped range out, and ORs what was written through it up to then into `into`. null: what was is lost. */
+  readonly unmap: ((range: RamRange, into: PageBitmap) => Promise<void>) | null;
   stop(): Promise<void>;
 }

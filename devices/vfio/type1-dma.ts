@@ -4,6 +4,7 @@
 import {
   VFIO_DMA_MAP_FLAG_READ,
   VFIO_DMA_MAP_FLAG_WRITE,
+  VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
   VFIO_IOMMU_DIRTY_PAGES,
   VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
   VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
@@ -183,22 +184,42 @@ class Type1Dirty implements ContainerDirtyPort {
   async report(range: RamRange, into: PageBitmap): Promise<void> {
     // GET_BITMAP takes whole mappings only and the smallest page size only; we map one RAM range in one piece.
     const get = vfio_iommu_type1_dirty_bitmap.data;
-    const bits = get + vfio_iommu_type1_dirty_bitmap_get.bitmap;
     const arg = new Uint8Array(get + vfio_iommu_type1_dirty_bitmap_get.size);
     const view = new DataView(arg.buffer);
-    const pages = range.size / PAGE;
     view.setUint32(vfio_iommu_type1_dirty_bitmap.argsz, arg.length, true);
     view.setUint32(vfio_iommu_type1_dirty_bitmap.flags, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, true);
     view.setBigUint64(get + vfio_iommu_type1_dirty_bitmap_get.iova, BigInt(range.gpa), true);
     view.setBigUint64(get + vfio_iommu_type1_dirty_bitmap_get.size_at, BigInt(range.size), true);
-    view.setBigUint64(bits + vfio_bitmap.pgsize, BigInt(PAGE), true);
-    view.setBigUint64(bits + vfio_bitmap.size_at, BigInt(Math.ceil(pages / 64) * 8), true);
-    const patch = { at: bits + vfio_bitmap.data, bitmap: into, firstPage: range.slice.offset / PAGE, pages };
+    const patch = bitmapOf(range, into, view, get + vfio_iommu_type1_dirty_bitmap_get.bitmap);
     await within(this.#door.ioctlAsync('VFIO_IOMMU_DIRTY_PAGES(GET)', this.#fd, VFIO_IOMMU_DIRTY_PAGES, arg, [patch]), {
       ms: IOMMU_MS,
       what: `the container's dirty pages at ${hex(range.gpa)}`,
     });
   }
+
+  /** linux/vfio.h, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP: the bitmap follows the argument proper. */
+  async unmap(range: RamRange, into: PageBitmap): Promise<void> {
+    const bits = vfio_iommu_type1_dma_unmap.data;
+    const arg = new Uint8Array(bits + vfio_bitmap.size);
+    const view = new DataView(arg.buffer);
+    view.setUint32(vfio_iommu_type1_dma_unmap.argsz, arg.length, true);
+    view.setUint32(vfio_iommu_type1_dma_unmap.flags, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, true);
+    view.setBigUint64(vfio_iommu_type1_dma_unmap.iova, BigInt(range.gpa), true);
+    view.setBigUint64(vfio_iommu_type1_dma_unmap.size_at, BigInt(range.size), true);
+    const patch = bitmapOf(range, into, view, bits);
+    await within(this.#door.ioctlAsync('VFIO_IOMMU_UNMAP_DMA(GET)', this.#fd, VFIO_IOMMU_UNMAP_DMA, arg, [patch]), {
+      ms: pinningMs(range.size),
+      what: `unmapping ${hex(range.gpa)} from DMA, and its dirty pages`,
+    });
+  }
+}
+
+/** A struct vfio_bitmap at `at`, for one bit a page of `range` at its place in RAM. */
+function bitmapOf(range: RamRange, into: PageBitmap, view: DataView, at: number): Patch {
+  const pages = range.size / PAGE;
+  view.setBigUint64(at + vfio_bitmap.pgsize, BigInt(PAGE), true);
+  view.setBigUint64(at + vfio_bitmap.size_at, BigInt(Math.ceil(pages / 64) * 8), true);
+  return { at: at + vfio_bitmap.data, bitmap: into, firstPage: range.slice.offset / PAGE, pages };
 }
 
 function hex(value: number): string {

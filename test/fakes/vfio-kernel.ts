@@ -109,7 +109,7 @@ export class FakeVfioKernel implements KernelDoor {
       // Before the opt-in the flags are whatever the caller had there, or worse.
       view.setUint32(4, this.migration?.optedIn ? (this.migration.reinit ? 1 : 0) : 0xffff, true);
     }
-    if (name === 'VFIO_IOMMU_DIRTY_PAGES(GET)') this.#setDirty(patches);
+    if (name === 'VFIO_IOMMU_DIRTY_PAGES(GET)' || name === 'VFIO_IOMMU_UNMAP_DMA(GET)') this.#setDirty(patches);
     return 0;
   }
 

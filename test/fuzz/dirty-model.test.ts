@@ -136,6 +136,18 @@ class ScriptedContainer implements ContainerDirtyPort {
     }
   }
 
+  /** A plain UNMAP: what it knew of the range is gone. */
+  forget(range: RamRange): void {
+    const first = range.slice.offset / PAGE;
+    for (const page of [...this.#pages])
+      if (page >= first && page < first + range.size / PAGE) this.#pages.delete(page);
+  }
+
+  /** As the kernel does: what is refused stays mapped, and known. A hwpt has no such call. */
+  get unmap(): ContainerDirtyPort['unmap'] {
+    return this.kind === 'iommufd' ? null : (range, into) => this.report(range, into);
+  }
+
   async stop(): Promise<void> {
     this.#on = false;
   }
@@ -239,7 +251,7 @@ function pageIn(dice: Generator, { low, high }: Reach): number {
 /** What the devices of one machine may share. */
 interface Shared {
   readonly port: ScriptedContainer;
-  readonly source: DirtySource;
+  readonly source: ContainerDirty;
 }
 
 function sharedOf(dice: Generator, mood: Mood): Shared {
@@ -325,6 +337,16 @@ async function sequence(dice: Generator): Promise<number[]> {
       port.inTheHole = () => undefined;
     }
     reach = after;
+    if (dice(2) === 0) await replace(RANGES[dice(RANGES.length)]!);
+  };
+  /** A range of RAM goes from the container, and comes back. */
+  const replace = async (range: RamRange) => {
+    const space = { unmap: async () => shared.port.forget(range), map: async () => undefined };
+    const gone = await shared.source.unmap(range, space).then(
+      () => true,
+      () => false,
+    );
+    if (gone) await shared.source.map(range, space);
   };
   const send = (bitmap: PageBitmap, most: number) => {
     for (let page = dice(PAGES), n = 0; n < PAGES && most > 0; n++, page = (page + 1) % PAGES) {

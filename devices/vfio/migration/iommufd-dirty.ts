@@ -18,6 +18,8 @@ const PAGE = 4096;
 export class HwptDirty implements ContainerDirtyPort {
   readonly kind = 'iommufd';
   readonly coarse = false;
+  /** IOMMU_IOAS_UNMAP tells of no dirty pages, and what is written between a report and it nobody knows. */
+  readonly unmap = null;
   readonly #on: IommufdDoor;
   readonly #hwpt: number;
   /** Of all that is mapped: enabling and disabling walk the whole table. */

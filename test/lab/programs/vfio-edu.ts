@@ -99,6 +99,15 @@ ram.copyOut(0x9000, back);
 seen['dmaEqual'] = Buffer.compare(back, pattern) === 0;
 await dirty?.report(ranges[0]!, bitmap);
 seen['containerPages'] = [bitmap.count, bitmap.pages];
+// What is taken out while it is tracked tells its pages; mapped again, it is reached again.
+const gone = addon.createBitmap(ram.size / 4096);
+await dirty?.unmap?.(ranges[0]!, gone);
+seen['unmapped'] = [gone.count, gone.pages];
+ram.copyIn(0x9000, new Uint8Array(DMA_BYTES));
+await container.dma.map(ranges[0]!);
+await edu.dma(BUFFER, 0x9000n, true);
+ram.copyOut(0x9000, back);
+seen['mappedAgain'] = Buffer.compare(back, pattern) === 0;
 await dirty?.stop();
 await device.close();
 seen['closed'] = true;

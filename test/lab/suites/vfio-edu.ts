@@ -47,6 +47,8 @@ export function vfioEdu(given: () => Lab): void {
         dmaEqual: true,
         // An IOMMU-backed device: type1 reports every mapped page at every query.
         containerPages: [4096, 4096],
+        unmapped: [4096, 4096],
+        mappedAgain: true,
         closed: true,
       });
       expect(seen['regions']).toContainEqual(

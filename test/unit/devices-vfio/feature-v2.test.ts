@@ -262,6 +262,53 @@ describe("the container's dirty pages", () => {
     into.close();
   });
 
+  it('of a mapping that is taken out come with it, and it is asked for no more until it is back', async () => {
+    const kernel = new FakeVfioKernel();
+    const dma = new Type1Dma(kernel, 3, readType1Info(kernel, 3), { coarse: false });
+    const source = new ContainerDirty(dma.dirty!, RANGES, newBitmap);
+    await source.start(GPAS);
+    kernel.dirty = [1];
+    await source.unmap(RANGES[1]!, dma);
+    const unmap = kernel.calls.at(-1)!;
+    const view = new DataView((unmap.arg as Uint8Array).buffer);
+    // linux/vfio.h, struct vfio_iommu_type1_dma_unmap: argsz, flags, iova, size, and a vfio_bitmap.
+    expect([unmap.name, view.getUint32(0, true), view.getUint32(4, true)]).toEqual([
+      'VFIO_IOMMU_UNMAP_DMA(GET)',
+      48,
+      1,
+    ]);
+    expect([8, 16, 24, 32].map((at) => view.getBigUint64(at, true))).toEqual([2n ** 32n, BigInt(MIB), 4096n, 32n]);
+    kernel.dirty = [];
+    const into = newBitmap();
+    const asked = kernel.names.length;
+    expect(await source.collect(into)).toBe(1);
+    expect(pagesOf(into)).toEqual([769, 1]);
+    expect(kernel.names.slice(asked)).toEqual(['VFIO_IOMMU_DIRTY_PAGES(GET)']);
+    await source.map(RANGES[1]!, dma);
+    kernel.dirty = [2];
+    into.clear(0, 1024);
+    expect(await source.collect(into)).toBe(2);
+    expect(pagesOf(into)).toEqual([2, 1, 770, 1]);
+    await source.stop();
+    await source.unmap(RANGES[1]!, dma);
+    expect(kernel.names.at(-1)).toBe('VFIO_IOMMU_UNMAP_DMA');
+    into.close();
+  });
+
+  it('of a mapping that is taken out where nobody can tell them are all of it', async () => {
+    const silent = { kind: 'iommufd', coarse: false, unmap: null } as const;
+    const none = async () => undefined;
+    const source = new ContainerDirty({ ...silent, start: none, report: none, stop: none }, RANGES, newBitmap);
+    await source.start(GPAS);
+    const unmapped: number[] = [];
+    await source.unmap(RANGES[1]!, { unmap: async ({ gpa }) => void unmapped.push(gpa) });
+    const into = newBitmap();
+    expect(await source.collect(into)).toBe(256);
+    expect([unmapped, pagesOf(into)]).toEqual([[2 ** 32], [768, 256]]);
+    await source.stop();
+    into.close();
+  });
+
   it('are not there where the IOMMU does not track at 4 KiB', () => {
     const kernel = new FakeVfioKernel();
     kernel.iommuInfo = type1Info([{ start: 0n, end: 0xffffn }], false);

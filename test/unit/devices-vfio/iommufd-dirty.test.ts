@@ -189,6 +189,7 @@ describe('the dirty source of a device', () => {
     coarse: kind === 'container',
     start: async () => {},
     report: async () => {},
+    unmap: null,
     stop: async () => {},
   });
   const dmaWith = (dirty: ContainerDirtyPort | null): DmaSpace => ({
