@@ -57,11 +57,13 @@ export function startGuestProcess(host: LabHost, args: readonly string[]): Guest
   child.stderr.on('data', (bytes: Buffer) => {
     stderr += bytes.toString();
   });
+  const lastOf = (text: string, lines: number) => text.trim().split('\n').slice(-lines).join(' | ');
   child.done.then(
-    ({ code, signal }) =>
-      console.close(
-        `ferry ${args[0]} ended with ${code ?? signal}: ${stderr.trim().split('\n').slice(-5).join(' | ')}`,
-      ),
+    ({ code, signal }) => {
+      const said = `ferry ${args[0]} ended with ${code ?? signal}: ${lastOf(stderr, 5)}`;
+      // A guest that has panicked says why on its console.
+      console.close(code === 0 ? said : `${said}; the end of its console: ${lastOf(console.text, 40)}`);
+    },
     (error: Error) => console.close(error.message),
   );
   return { process: child, console, stderr: () => stderr };
