@@ -52,7 +52,10 @@ export class ConsoleLog {
   /** Resolves when `ready` holds; rejects when the console closes first or nothing came of it in time. */
   until(what: string, ready: (console: this) => boolean, limitMs: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => settle(new Error(`${what} did not come within ${limitMs / 1000} s`)), limitMs);
+      const timer = setTimeout(() => {
+        const end = this.text.trim().split('\n').slice(-20).join(' | ');
+        settle(new Error(`${what} did not come within ${limitMs / 1000} s; the end of the console: ${end}`));
+      }, limitMs);
       const look = () => {
         if (ready(this)) settle(null);
         else if (this.#closed !== null) settle(new Error(`${what} did not come: ${this.#closed}`));
