@@ -10,6 +10,11 @@ export interface TickLine {
   readonly guestMs: number;
 }
 
+/** In one line, for an error. */
+export function lastLines(text: string, count: number): string {
+  return text.trim().split('\n').slice(-count).join(' | ');
+}
+
 export class ConsoleLog {
   #text = '';
   #rest = '';
@@ -53,7 +58,7 @@ export class ConsoleLog {
   until(what: string, ready: (console: this) => boolean, limitMs: number): Promise<void> {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
-        const end = this.text.trim().split('\n').slice(-20).join(' | ');
+        const end = lastLines(this.text, 20);
         settle(new Error(`${what} did not come within ${limitMs / 1000} s; the end of the console: ${end}`));
       }, limitMs);
       const look = () => {

@@ -9,7 +9,7 @@ import { type Lab, startLab } from '../lab/lab.ts';
 import { cacheRoot, repoRoot } from '../lab/root.ts';
 import type { MigrationOutcome } from '../migration/api.ts';
 import { VmmError } from '../native/errno.ts';
-import { ConsoleLog, outerGap } from './demo-console.ts';
+import { ConsoleLog, lastLines, outerGap } from './demo-console.ts';
 import { type DemoDevice, type DemoFindings, type DemoReport, demoFaults, demoReport } from './demo-report.ts';
 
 export interface DemoOptions {
@@ -57,12 +57,11 @@ export function startGuestProcess(host: LabHost, args: readonly string[]): Guest
   child.stderr.on('data', (bytes: Buffer) => {
     stderr += bytes.toString();
   });
-  const lastOf = (text: string, lines: number) => text.trim().split('\n').slice(-lines).join(' | ');
   child.done.then(
     ({ code, signal }) => {
-      const said = `ferry ${args[0]} ended with ${code ?? signal}: ${lastOf(stderr, 5)}`;
+      const said = `ferry ${args[0]} ended with ${code ?? signal}: ${lastLines(stderr, 5)}`;
       // A guest that has panicked says why on its console.
-      console.close(code === 0 ? said : `${said}; the end of its console: ${lastOf(console.text, 40)}`);
+      console.close(code === 0 ? said : `${said}; the end of its console: ${lastLines(console.text, 40)}`);
     },
     (error: Error) => console.close(error.message),
   );

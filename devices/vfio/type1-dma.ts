@@ -95,7 +95,7 @@ export class Type1Dma implements DmaSpace {
   readonly iovaRanges: readonly GpaRange[];
   readonly dirty: ContainerDirtyPort | null;
   readonly peers: PeerDmaPort = {
-    map: (gpa, bar) => this.mapBar(gpa, bar),
+    map: (gpa, bar) => this.#mapBar(gpa, bar),
     unmap: (range) => this.unmap(range),
   };
   readonly #door: KernelDoor;
@@ -116,7 +116,7 @@ export class Type1Dma implements DmaSpace {
   }
 
   /** Another device's BAR, or a part of it, as the target of DMA. It must stay mmapped. */
-  mapBar(gpa: number, bar: HostMapping): Promise<void> {
+  #mapBar(gpa: number, bar: HostMapping): Promise<void> {
     const patch = { at: vfio_iommu_type1_dma_map.vaddr, mapping: bar, offset: 0, length: bar.size };
     return this.#map({ gpa, size: bar.size }, patch, "a peer's BAR");
   }

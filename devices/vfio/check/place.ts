@@ -75,8 +75,8 @@ export async function openPlace(door: CheckDoor, paths: HostPaths, device: Group
       map: () => dma.map(range),
       unmap: () => dma.unmap(range),
       mapPeer: async (bar) => {
-        await dma.mapBar(PEER_IOVA, bar);
-        return { iova: PEER_IOVA, unmap: () => dma.unmap({ gpa: PEER_IOVA, size: bar.size }) };
+        await dma.peers.map(PEER_IOVA, bar);
+        return { iova: PEER_IOVA, unmap: () => dma.peers.unmap({ gpa: PEER_IOVA, size: bar.size }) };
       },
       close: async () => {
         await dma.unmap(range);

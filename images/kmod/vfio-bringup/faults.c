@@ -149,22 +149,26 @@ static bool bring_at_place(int place, u64 done, u64 all, bool last)
 	return false;
 }
 
-int bring_fail_read(u64 done, u64 all, bool last)
+/* @goes: where the device is gone; @fails: where it says EIO. */
+static int bring_chunk(int goes, int fails, u64 done, u64 all, bool last)
 {
-	if (bring_at_place(READ_ONCE(gone_read), done, all, last))
+	if (bring_at_place(goes, done, all, last))
 		WRITE_ONCE(gone, true);
 	if (bring_gone())
 		return -ENODEV;
-	return bring_at_place(READ_ONCE(fail_read), done, all, last) ? -EIO : 0;
+	return bring_at_place(fails, done, all, last) ? -EIO : 0;
+}
+
+int bring_fail_read(u64 done, u64 all, bool last)
+{
+	return bring_chunk(READ_ONCE(gone_read), READ_ONCE(fail_read), done,
+			   all, last);
 }
 
 int bring_fail_write(u64 done, u64 all, bool last)
 {
-	if (bring_at_place(READ_ONCE(gone_write), done, all, last))
-		WRITE_ONCE(gone, true);
-	if (bring_gone())
-		return -ENODEV;
-	return bring_at_place(READ_ONCE(fail_write), done, all, last) ? -EIO : 0;
+	return bring_chunk(READ_ONCE(gone_write), READ_ONCE(fail_write), done,
+			   all, last);
 }
 
 int bring_fail_reset(void)

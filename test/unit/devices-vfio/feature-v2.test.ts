@@ -182,6 +182,9 @@ const GPAS = RANGES.map(({ gpa, size }) => ({ start: gpa, length: size }));
 const newBitmap = () => kvmNode().createBitmap(1024);
 const pagesOf = (bitmap: ReturnType<typeof newBitmap>) => [...bitmap.runs(0, 100)];
 
+const logOf = (kernel: FakeVfioKernel) =>
+  new DmaLog({ port: openDmaLog(kernel, 3, BDF)!, ram: RANGES, newBitmap, fallback: null, bars: () => [] });
+
 describe("the device's DMA log", () => {
   it('tracks one span below and one above 4 GiB', () => {
     expect(loggingSpans([{ start: 0, length: 10 }, ...GPAS, { start: 0xf0000000, length: 16 }], [])).toEqual([
@@ -194,13 +197,7 @@ describe("the device's DMA log", () => {
     const kernel = new FakeVfioKernel();
     expect(openDmaLog(kernel, 3, BDF)).toBeNull();
     kernel.dmaLogging = 'works';
-    const log = new DmaLog({
-      port: openDmaLog(kernel, 3, BDF)!,
-      ram: RANGES,
-      newBitmap,
-      fallback: null,
-      bars: () => [],
-    });
+    const log = logOf(kernel);
     await log.start(GPAS);
     kernel.dirty = [0, 5];
     const into = newBitmap();
@@ -220,13 +217,7 @@ describe("the device's DMA log", () => {
   it('does not start where the kernel takes START and refuses every REPORT', async () => {
     const kernel = new FakeVfioKernel();
     kernel.dmaLogging = 'no report';
-    const log = new DmaLog({
-      port: openDmaLog(kernel, 3, BDF)!,
-      ram: RANGES,
-      newBitmap,
-      fallback: null,
-      bars: () => [],
-    });
+    const log = logOf(kernel);
     await expect(log.start(GPAS)).rejects.toThrow(/REPORT/);
     expect(kernel.names.at(-1)).toContain('DMA_LOGGING_STOP');
   });
